@@ -1,0 +1,102 @@
+"""Every YAML composes, every key is documented and checked."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from normlab import config
+from normlab.config import SCHEMAS, Config, ConfigError, plain, register_schemas, to_typed
+
+CONF = Path(__file__).parents[1] / "conf"
+CHOICES = sorted(
+    f"{path.parent.name}={path.stem}" for group in SCHEMAS for path in (CONF / group).glob("*.yaml")
+) + sorted(f"experiment={path.stem}" for path in (CONF / "experiment").glob("*.yaml"))
+
+
+def typed(*overrides: str) -> Config:
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return to_typed(compose("config", list(overrides)))
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes_and_its_section_carries_its_name(choice):
+    group, name = choice.split("=")
+    cfg = typed(choice)
+    if group in SCHEMAS:
+        section = getattr(cfg, group)
+        assert type(section) in SCHEMAS[group].values()
+        assert section.name == name or name == "torchvision"
+
+
+def test_every_field_has_a_docstring():
+    for node in ast.parse(inspect.getsource(config)).body:
+        if not (
+            isinstance(node, ast.ClassDef) and hasattr(getattr(config, node.name), "__dataclass_fields__")
+        ):
+            continue
+        for statement, after in zip(node.body, [*node.body[1:], None], strict=True):
+            if not isinstance(statement, ast.AnnAssign) or "ClassVar" in ast.unparse(statement.annotation):
+                continue
+            documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            inherited = any(
+                statement.target.id in getattr(base, "__dataclass_fields__", {})
+                for base in getattr(config, node.name).__mro__[1:]
+            )
+            assert documented or inherited, f"{node.name}.{statement.target.id}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["optim.lr=nan"], ["optim.lr", "nan"]),
+        (["optim.lr=-1"], ["optim.lr", "-1", "above 0"]),
+        (["batch_size=0"], ["batch_size=0", "at least 1"]),
+        (["label_smoothing=1"], ["label_smoothing", "below 1"]),
+        (["optim.milestones=[0.5,1.5]"], ["optim.milestones", "1.5"]),
+        (["norm=gn", "norm.num_groups=4", "norm.channels_per_group=4"], ["norm.num_groups=4", "exclude"]),
+        (["model.depth=10"], ["model.depth=10", "8 or 14"]),
+        (["optim.nesterov=true", "optim.momentum=0"], ["nesterov", "momentum"]),
+    ],
+)
+def test_a_bad_value_is_one_line_that_names_key_value_and_fix(overrides, words):
+    with pytest.raises(ConfigError) as caught:
+        typed(*overrides)
+    assert all(word in str(caught.value) for word in words)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override", ["norm=foo", "norm.num_groups=2", "epoch=3", "precision=bf17", "epochs=x"]
+)
+def test_unknown_keys_and_choices_fail_while_composing(override):
+    with pytest.raises(HydraException):
+        typed(override)
+
+
+def test_an_experiment_yields_to_the_command_line():
+    cfg = typed("experiment=quickstart", "norm=gn", "world_size=4")
+    assert (cfg.norm.name, cfg.world_size) == ("gn", 4)
+
+
+def test_group_norm_has_8_groups_unless_told():
+    assert typed("norm=gn").norm.num_groups == 8
+    assert typed("norm=gn", "norm.channels_per_group=4").norm.num_groups is None
+
+
+def test_normalization_batch_size_counts_the_samples_that_share_statistics():
+    expected = {"bn": 4, "syncbn": 32, "gn": 1, "ln": 1, "in": 1}
+    assert {n: typed(f"norm={n}").norm.normalization_batch_size(4, 8) for n in expected} == expected
+    assert typed("norm=syncbn", "norm.sync_group_size=2").norm.normalization_batch_size(4, 8) == 8
+
+
+def test_identity_leaves_out_paths_threads_device_and_logging():
+    identity = plain(typed(), identity_only=True)
+    hidden = {"threads", "device", "output_dir", "study", "log_every", "checkpoint_every_s", "progress"}
+    assert not hidden & identity.keys()
+    assert {"batch_size", "seed", "precision", "epochs"} <= identity.keys()
+    assert "root" not in plain(typed("data=cifar10"), identity_only=True)["data"]
