@@ -1,0 +1,50 @@
+"""Augmentation and normalisation of a batch, on the device where it lies, without a loop over samples."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from normlab.data.order import Stream, random_words
+
+PAD = 4
+"""Pixels of zeros around an image before a crop of its own size is cut out of it."""
+
+
+def epoch_draws(num_samples: int, *, seed: int, epoch: int) -> torch.Tensor:
+    """What happens to each sample in an epoch: (num_samples, 3) int64 of (row offset, column offset, flip).
+
+    Offsets are uniform on 0..2 PAD, flip on 0..1. Sample i's draws are a function of (seed, epoch, i).
+    """
+    words = random_words(num_samples, seed=seed, epoch=epoch, stream=Stream.augment)
+    offsets = np.uint64(2 * PAD + 1)
+    drawn = np.stack([words % offsets, words // offsets % offsets, words // offsets**2 % np.uint64(2)], axis=1)
+    return torch.from_numpy(drawn.astype(np.int64))
+
+
+def augment(images_BHWC: torch.Tensor, draws_B3: torch.Tensor) -> torch.Tensor:
+    """Flip where drawn, pad by PAD zeros, and cut at the drawn offsets: uint8 (B, H, W, C) to the same.
+
+    Every row of the result is a run of W x C bytes in the padded images or in their mirror images, so the
+    whole is one index_select of rows out of overlapping ones: 0.24 ms for 128 CIFAR images on one thread,
+    where a gather of pixels takes 0.6.
+    """
+    B, H, W, C = images_BHWC.shape
+    both = torch.stack([images_BHWC, images_BHWC.flip(2)])
+    padded = F.pad(both, (0, 0, PAD, PAD, PAD, PAD)).contiguous()
+    mirror_step, image_step, row_step, pixel_step, _ = padded.stride()
+    rows = padded.as_strided((padded.numel() - W * C + 1, W * C), (1, 1))
+    row_B, column_B, flip_B = draws_B3.unbind(1)
+    image_B = torch.arange(B, device=images_BHWC.device)
+    first_B = flip_B * mirror_step + image_B * image_step + row_B * row_step + column_B * pixel_step
+    row_H = torch.arange(H, device=images_BHWC.device) * row_step
+    return rows.index_select(0, (first_B[:, None] + row_H).view(-1)).view(B, H, W, C)
+
+
+def normalise(
+    images_BHWC: torch.Tensor, mean_C: torch.Tensor, std_C: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """(x / 255 - mean_c) / std_c: uint8 (B, H, W, C) to contiguous (B, C, H, W) of `dtype`."""
+    shift = (mean_C * 255).to(images_BHWC.device, dtype).view(-1, 1, 1)
+    scale = (1 / (255 * std_C)).to(images_BHWC.device, dtype).view(-1, 1, 1)
+    images_BCHW = images_BHWC.permute(0, 3, 1, 2)
+    return images_BCHW.to(dtype, memory_format=torch.contiguous_format, copy=True).sub_(shift).mul_(scale)

@@ -1,0 +1,92 @@
+"""Batches for training and for evaluation, of this process's share."""
+
+from collections.abc import Iterator
+
+import torch
+
+from normlab.data.augment import augment, epoch_draws, normalise
+from normlab.data.dataset import Split
+from normlab.data.order import epoch_order, fixed_permutation, steps_per_epoch
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""Images (B, 3, H, W), normalised, and labels (B,) int64."""
+
+
+class TrainBatches:
+    """The training batches of one process, which stands for one or more contiguous logical ranks.
+
+    The samples of global batch t and the augmentation of each are a function of (seed, epoch), however
+    ranks and micro-batches split them.
+    Raises: ConfigError if the global batch is larger than the data.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        mean_C: torch.Tensor,
+        std_C: torch.Tensor,
+        *,
+        seed: int,
+        batch_size: int,
+        accumulate: int,
+        logical_ranks: int,
+        first_logical_rank: int,
+        num_logical_ranks_here: int,
+        augment: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        assert 0 <= first_logical_rank <= logical_ranks - num_logical_ranks_here
+        self._split = split
+        self._mean_C, self._std_C = mean_C.to(device), std_C.to(device)
+        self._seed = seed
+        self._shape = {"accumulate": accumulate, "logical_ranks": logical_ranks, "batch_size": batch_size}
+        self._ranks_here = slice(first_logical_rank, first_logical_rank + num_logical_ranks_here)
+        self._augment = augment
+        self._device, self._dtype = device, dtype
+        self.steps_per_epoch = steps_per_epoch(len(split), accumulate * logical_ranks * batch_size)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
+        """Per step, from `first_step` on: `accumulate` micro-batches, each of all logical ranks here.
+
+        A micro-batch has num_logical_ranks_here x batch_size samples, by logical rank, then position.
+        """
+        order = epoch_order(len(self._split), seed=self._seed, epoch=epoch, **self._shape)
+        draws = epoch_draws(len(self._split), seed=self._seed, epoch=epoch)
+        for micro_batches in order[first_step:, :, self._ranks_here]:
+            yield [self._batch(indices.reshape(-1), draws) for indices in micro_batches]
+
+    def _batch(self, index_B: torch.Tensor, draws: torch.Tensor) -> Batch:
+        images_BHWC, labels_B = self._split.take(index_B)
+        images_BHWC = images_BHWC.to(self._device)  # as bytes: a quarter of what floats would take
+        if self._augment:
+            images_BHWC = augment(images_BHWC, draws.index_select(0, index_B).to(self._device))
+        images_BCHW = normalise(images_BHWC, self._mean_C, self._std_C, self._dtype)
+        return images_BCHW, labels_B.to(self._device)
+
+
+def eval_batches(
+    split: Split,
+    mean_C: torch.Tensor,
+    std_C: torch.Tensor,
+    *,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    limit: int | None = None,
+) -> Iterator[Batch]:
+    """This rank's share of a split, unaugmented: each sample once over all ranks, nothing padded.
+
+    The split is cut into batches of `batch_size` in its order (the last may be short), and batch k goes to
+    rank k % world_size: every batch holds the same samples at any world size. A rank may get none.
+    `limit` takes so many samples, by a fixed permutation (folders are sorted by class).
+    """
+    order = torch.arange(len(split))
+    if limit is not None and limit < len(split):
+        order = fixed_permutation(len(split))[:limit]
+    mean_C, std_C = mean_C.to(device), std_C.to(device)
+    for index_B in order.split(batch_size)[rank::world_size]:
+        images_BHWC, labels_B = split.take(index_B)
+        yield normalise(images_BHWC.to(device), mean_C, std_C, dtype), labels_B.to(device)

@@ -1,0 +1,190 @@
+"""Folders of images, a folder a class, decoded once into a memory-mapped cache of uint8 pixels.
+
+The cache of <root> lies at <cache_dir>/<root's name>-<hash of its path and image_size>/<hash of its files>:
+a file that is added, removed or changed makes another cache, and the old one is deleted.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from normlab.config import ConfigError, ImageFolderConfig
+from normlab.data.cache import ArrayWriter, DamagedError, map_array, read_or_build, write_text
+from normlab.data.dataset import PixelMoments, Source, Split
+from normlab.data.decode import SUFFIXES, decode_all
+
+CACHE_VERSION = 1
+"""To be raised when the pixels or the files of the cache change."""
+
+UINT8, INT64 = np.dtype(np.uint8), np.dtype(np.int64)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images under one folder of classes, sorted by class, then by name."""
+
+    paths: list[str]
+    labels: list[int]
+    classes: list[str]
+    stamp: str
+    """Hash of every file's relative path, size in bytes and time of change in ns."""
+
+
+def read(cfg: ImageFolderConfig, on_progress: Callable[[str, int, int], None]) -> Source:
+    """Train and test images of cfg.root out of the cache, which is made first where it is missing.
+
+    Raises: ConfigError, naming the folder or file that stands in the way.
+    """
+    root = _root(cfg)
+    held_out = next((name for name in ("test", "val") if (root / name).is_dir()), None)
+    if held_out is None:
+        raise ConfigError(f"data.root={root} has neither test/ nor val/; put the test images under one of them.")
+    train, test = _list(root, "train"), _list(root, held_out)
+    unknown = sorted(set(test.classes) - set(train.classes))
+    if unknown:
+        raise ConfigError(
+            f"data.root={root}: class {unknown[0]} is in {held_out}/ but not in train/; add it or remove it."
+        )
+    test = _with_labels_of(train.classes, test)
+    listings = {"train": train, "test": test}
+    folder, key = _place(cfg, root), _hash(CACHE_VERSION, train.stamp, test.stamp)
+    build = partial(_build, listings=listings, size=cfg.image_size, on_progress=on_progress, name=root.name)
+    try:
+        return read_or_build(folder, key, partial(_open, listings=listings, size=cfg.image_size), build)
+    except OSError as error:
+        raise ConfigError(
+            f"data.cache_dir={folder.parent} cannot be written ({error.strerror or error}); "
+            "choose a folder that can."
+        ) from error
+
+
+def _root(cfg: ImageFolderConfig) -> Path:
+    if cfg.root is None:
+        raise ConfigError("data.root is not given; set it to the folder that holds train/ and test/ (or val/).")
+    root = Path(cfg.root).expanduser()
+    for folder in (root, root / "train"):
+        if not folder.is_dir():
+            raise ConfigError(f"data.root={cfg.root}: {folder} is not a folder; it must hold class folders.")
+    return root.resolve()
+
+
+def _list(root: Path, split: str) -> Listing:
+    folder = root / split
+    classes = sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
+    )
+    if not classes:
+        raise ConfigError(f"data.root={root}: {split}/ holds no class folders; expected {split}/<class>/<image>.")
+    paths: list[str] = []
+    labels: list[int] = []
+    stamps: list[str] = []
+    for label, name in enumerate(classes):
+        files = sorted(_files(os.path.join(folder, name)))
+        if not files:
+            raise ConfigError(
+                f"data.root={root}: class folder {split}/{name} holds no image ({', '.join(SUFFIXES)}); "
+                "add some or remove it."
+            )
+        for path, size, changed_ns in files:
+            paths.append(path)
+            labels.append(label)
+            stamps.append(f"{path[len(str(root)) :]}\0{size}\0{changed_ns}")
+    return Listing(paths, labels, classes, _hash(*stamps))
+
+
+def _files(folder: str) -> list[tuple[str, int, int]]:
+    """Path, size and time of change of each image under a folder, at any depth."""
+    found = []
+    for entry in os.scandir(folder):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            found += _files(entry.path)
+        elif entry.name.lower().endswith(SUFFIXES):
+            stat = entry.stat()
+            found.append((entry.path, stat.st_size, stat.st_mtime_ns))
+    return found
+
+
+def _with_labels_of(classes: list[str], listing: Listing) -> Listing:
+    """A listing with its labels counted in `classes`, of which it may lack some."""
+    labels = [classes.index(name) for name in listing.classes]
+    return Listing(listing.paths, [labels[label] for label in listing.labels], classes, listing.stamp)
+
+
+def _place(cfg: ImageFolderConfig, root: Path) -> Path:
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "normlab"
+    cache_dir = Path(cfg.cache_dir).expanduser() if cfg.cache_dir else default
+    return cache_dir / f"{root.name}-{_hash(root, cfg.image_size)}"
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.blake2b("\n".join(map(str, parts)).encode(errors="surrogateescape"), digest_size=8).hexdigest()
+
+
+def _build(
+    place: Path,
+    *,
+    listings: dict[str, Listing],
+    size: int,
+    on_progress: Callable[[str, int, int], None],
+    name: str,
+) -> None:
+    """Decode every image into `place`, with the content's fingerprint and the training pixels' moments."""
+    total = sum(len(listing.paths) for listing in listings.values())
+    classes = listings["train"].classes
+    content = hashlib.blake2b(json.dumps(classes).encode(), digest_size=16)
+    moments = PixelMoments()
+    done = 0
+    for split, listing in listings.items():
+        labels = np.array(listing.labels, dtype=INT64)
+        content.update(json.dumps([split, len(labels), size]).encode() + labels.tobytes())
+        with ArrayWriter(place / f"{split}_labels.npy", labels.shape, INT64) as writer:
+            writer.write(labels)
+        with ArrayWriter(place / f"{split}_images.npy", (len(labels), size, size, 3), UINT8) as writer:
+            for block_BHWC in decode_all(listing.paths, size):
+                writer.write(block_BHWC)
+                content.update(block_BHWC.data)
+                if split == "train":
+                    moments.add(block_BHWC)
+                done += len(block_BHWC)
+                on_progress(f"decoding {name}", done, total)
+    mean_C, std_C = moments.result()
+    meta = {
+        "version": CACHE_VERSION,
+        "classes": classes,
+        "mean": mean_C.tolist(),
+        "std": std_C.tolist(),
+        "fingerprint": content.hexdigest(),
+    }
+    write_text(place / "meta.json", json.dumps(meta, indent=1))
+
+
+def _open(place: Path, *, listings: dict[str, Listing], size: int) -> Source:
+    """What _build made, memory-mapped. Raises: DamagedError."""
+    try:
+        meta = json.loads((place / "meta.json").read_text(encoding="utf-8"))
+        fingerprint = str(meta["fingerprint"])
+        mean_C = torch.tensor(meta["mean"], dtype=torch.float64)
+        std_C = torch.tensor(meta["std"], dtype=torch.float64)
+        known = meta["version"] == CACHE_VERSION and meta["classes"] == listings["train"].classes
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{place / 'meta.json'}: {error}") from error
+    if not known or mean_C.shape != (3,) or std_C.shape != (3,):
+        raise DamagedError(f"{place / 'meta.json'} does not describe these images")
+    splits = {}
+    for split, listing in listings.items():
+        count = len(listing.paths)
+        images_BHWC = map_array(place / f"{split}_images.npy", (count, size, size, 3), UINT8)
+        labels_B = map_array(place / f"{split}_labels.npy", (count,), INT64)
+        if labels_B.tolist() != listing.labels:
+            raise DamagedError(f"{place} has other labels")
+        splits[split] = Split(images_BHWC, labels_B.clone())
+    return Source(splits["train"], splits["test"], listings["train"].classes, fingerprint, mean_C, std_C)
