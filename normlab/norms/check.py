@@ -1,0 +1,63 @@
+"""What would go wrong with a norm in training, found before any rank starts."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from normlab.config import ConfigError, GroupNormConfig, NormConfig, SyncBatchNormConfig
+from normlab.norms.convert import norm_layers
+from normlab.norms.registry import find_norm, num_groups
+from normlab.norms.sync_groups import check_sync_group_size
+
+
+def check_norms(
+    model: nn.Module, image_shape: tuple[int, int, int], batch_size: int, ranks: int, norm: NormConfig
+) -> None:
+    """Refuse a norm that cannot train in `model`: groups that do not divide, statistics of a single value.
+
+    The model is still built with BatchNorm, best on the meta device: one eval-mode forward tells the shape of
+    each layer's input. It is left as it was. No process group is needed.
+    `image_shape` is (channels, H, W); `batch_size` is per rank.
+    Raises: ConfigError naming the layer.
+    """
+    entry = find_norm(norm.name)
+    layers = norm_layers(model)
+    if isinstance(norm, SyncBatchNormConfig):
+        check_sync_group_size(norm.sync_group_size, ranks)
+    if isinstance(norm, GroupNormConfig):
+        for name, layer in layers.items():
+            num_groups(layer.num_features, norm, name)
+    for name, shape in input_shapes(model, layers, (batch_size, *image_shape)):
+        if entry.values(shape, norm, ranks) < 2:
+            pixels = "x".join(map(str, shape[2:])) or "1"
+            where = f"batch_size={batch_size} on {ranks} rank{'s' * (ranks > 1)}"
+            raise ConfigError(
+                f"norm={norm.name} with {where} leaves layer {name or 'the model itself'} one value per "
+                f"{entry.unit}, which has no variance (its input has {shape[1]} channels of {pixels}); "
+                f"{entry.remedy}."
+            )
+
+
+def input_shapes(
+    model: nn.Module, layers: dict[str, Any], batch_shape: tuple[int, ...]
+) -> list[tuple[str, torch.Size]]:
+    """(name, shape of its input) of each call of each layer, in order, in one eval-mode forward of zeros."""
+    seen: list[tuple[str, torch.Size]] = []
+
+    def record(name: str) -> Any:
+        return lambda layer, args: seen.append((name, args[0].shape))
+
+    training = {module: module.training for module in model.modules()}
+    handles = [layer.register_forward_pre_hook(record(name)) for name, layer in layers.items()]
+    try:
+        model.eval()
+        like = next(model.parameters())
+        with torch.no_grad():
+            model(torch.zeros(batch_shape, device=like.device, dtype=like.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, flag in training.items():
+            module.training = flag
+    return seen

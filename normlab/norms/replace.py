@@ -1,0 +1,70 @@
+"""Finding the BatchNorm layers of a model, and putting other layers in their places."""
+
+from collections.abc import Mapping
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+BATCH_NORMS: tuple[type[_BatchNorm], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+"""The types that a conversion knows all of. A subclass may do more than its base, which would be lost."""
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+def layer_label(name: str, layer: nn.Module) -> str:
+    """How messages call a layer: `layer1.0.bn1 (BatchNorm2d)`."""
+    return f"{name or 'the model itself'} ({type(layer).__name__})"
+
+
+def find_batch_norms(
+    model: nn.Module, types: tuple[type[_BatchNorm], ...], error: type[Exception]
+) -> dict[str, _BatchNorm]:
+    """Dotted name -> layer for each BatchNorm whose exact type is in `types`; a shared layer stands once.
+
+    Raises: `error` where a layer is of another subclass of BatchNorm.
+    """
+    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
+    for name, layer in found.items():
+        if type(layer) not in types:
+            raise error(
+                f"layer {layer_label(name, layer)} is neither of {', '.join(t.__name__ for t in types)}, "
+                "and a conversion would lose what its type adds; build the model with one of these there "
+                "(and a layer of its own for the rest), or convert that layer before."
+            )
+    return found
+
+
+def refuse_hooks(layers: Mapping[str, nn.Module], error: type[Exception]) -> None:
+    """Raises: `error` where a layer has hooks, which a new layer in its place would not have."""
+    for name, layer in layers.items():
+        hooks = [kind for kind in _HOOKS if getattr(layer, kind, None)]
+        if hooks:
+            raise error(
+                f"layer {layer_label(name, layer)} has hooks ({', '.join(hooks)}) that its conversion would "
+                "lose; remove them and register them again on the converted layer."
+            )
+
+
+def replace_layers(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """`model` with each key of `replacements` replaced by its value, at every place where it stands."""
+    for parent in list(model.modules()):
+        for key, child in parent._modules.items():
+            if child is not None and child in replacements:
+                setattr(parent, key, replacements[child])
+    return replacements.get(model, model)
+
+
+def take_over(new: nn.Module, old: _BatchNorm) -> nn.Module:
+    """`new` with the Parameter objects of `old` (so dtype, device, requires_grad) and its training flag."""
+    new.weight, new.bias = old.weight, old.bias
+    new.training = old.training
+    return new

@@ -1,0 +1,35 @@
+"""Which ranks share their statistics."""
+
+from typing import Any
+
+import torch.distributed as dist
+
+from normlab.config import ConfigError
+
+
+def divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def check_sync_group_size(size: int | None, ranks: int) -> None:
+    """Raises: ConfigError where `size` (None: all) does not divide the number of ranks."""
+    if size is not None and ranks % size:
+        raise ConfigError(
+            f"norm.sync_group_size={size} does not divide the {ranks} ranks; "
+            f"choose one of {divisors(ranks)}, or null for all ranks."
+        )
+
+
+def sync_group(size: int | None) -> Any | None:
+    """This rank's group of `size` contiguous ranks; None (torch's word for all ranks) where it is all.
+
+    With 4 ranks and size 2: ranks 0 and 1, ranks 2 and 3. Every call makes new groups, so keep the result.
+    Collective: every rank must call (each creates every group, in the same order).
+    Raises: ConfigError where `size` does not divide the number of ranks.
+    """
+    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    check_sync_group_size(size, ranks)
+    if size is None or size == ranks:
+        return None
+    group, _ = dist.new_subgroups(size)
+    return group

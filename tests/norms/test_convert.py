@@ -1,0 +1,183 @@
+"""The one place where the norm is chosen: any model built with BatchNorm to any norm."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from normlab.config import (
+    SCHEMAS,
+    BatchNormConfig,
+    ConfigError,
+    GroupNormConfig,
+    InstanceNormConfig,
+    LayerNormConfig,
+    Nondivisible,
+    NormConfig,
+    SyncBatchNormConfig,
+)
+from normlab.norms import NORMS, SyncBatchNorm, convert_norms
+from normlab.norms.registry import num_groups
+
+LAYERS = {
+    "bn": nn.BatchNorm2d,
+    "syncbn": SyncBatchNorm,
+    "gn": nn.GroupNorm,
+    "ln": nn.GroupNorm,
+    "in": nn.InstanceNorm2d,
+}
+
+
+def test_every_norm_of_the_config_is_registered_and_documented():
+    assert NORMS.keys() == SCHEMAS["norm"].keys() == LAYERS.keys()
+    for norm in NORMS.values():
+        assert norm.builder.__doc__
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_resnet18_on_the_meta_device_keeps_names_and_parameters(name):
+    with torch.device("meta"):
+        net = torchvision.models.resnet18()
+    before = {key: layer for key, layer in net.named_modules() if isinstance(layer, nn.BatchNorm2d)}
+    others = {key: layer for key, layer in net.named_modules() if not isinstance(layer, nn.BatchNorm2d)}
+    parameters = dict(net.named_parameters())
+    assert convert_norms(net, SCHEMAS["norm"][name](eps=1e-3)) is net
+    assert [p is parameters[key] for key, p in net.named_parameters()] == [True] * len(parameters)
+    after = dict(net.named_modules())
+    assert after.keys() == before.keys() | others.keys()
+    assert all(after[key] is layer for key, layer in others.items())
+    assert len(before) == 20
+    for key, layer in before.items():
+        assert type(after[key]) is LAYERS[name]
+        assert after[key].eps == 1e-3
+        groups = {"gn": 8, "ln": 1}.get(name)
+        assert getattr(after[key], "num_groups", None) == groups
+        if name in ("bn", "syncbn"):
+            assert after[key].running_var is layer.running_var
+    assert net(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, 1000)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_affine_weights_dtype_gradient_and_training_flag_carry_over(name):
+    net = nn.Sequential(nn.BatchNorm2d(8, dtype=torch.float64), nn.BatchNorm2d(8, affine=False)).eval()
+    nn.init.normal_(net[0].weight).requires_grad_(False)
+    weight, bias = net[0].weight, net[0].bias
+    convert_norms(net, SCHEMAS["norm"][name]())
+    assert net[0].weight is weight
+    assert net[0].bias is bias
+    assert not net[0].training
+    assert net[1].weight is None
+    net = net.train()
+    assert net[0](torch.randn(2, 8, 3, 3, dtype=torch.float64)).dtype == torch.float64
+    assert net[1](torch.randn(2, 8, 3, 3)).isfinite().all()
+    biasless = convert_norms(nn.BatchNorm2d(8, bias=False), SCHEMAS["norm"][name]())
+    assert biasless.bias is None
+    assert biasless(torch.randn(2, 8, 3, 3)).shape == (2, 8, 3, 3)
+
+
+@pytest.mark.parametrize("norm", [BatchNormConfig, SyncBatchNormConfig])
+def test_eps_and_momentum_are_the_configs(norm):
+    layer = convert_norms(nn.BatchNorm2d(8, eps=1, momentum=0.9), norm(eps=1e-4, momentum=None))
+    assert (layer.eps, layer.momentum) == (1e-4, None)
+
+
+def test_a_model_may_be_a_norm_and_share_one_at_several_places():
+    assert type(convert_norms(nn.BatchNorm1d(8), GroupNormConfig())) is nn.GroupNorm
+    shared = nn.BatchNorm2d(8)
+    net = nn.ModuleDict({"a": shared, "b": nn.Sequential(shared), "c": shared})
+    convert_norms(net, LayerNormConfig())
+    assert net["a"] is net["b"][0] is net["c"]
+    assert type(net["a"]) is nn.GroupNorm
+
+
+def test_instance_norm_takes_one_and_three_axes_of_pixels():
+    x_BCL = torch.randn(2, 8, 5)
+    one = convert_norms(nn.BatchNorm1d(8), InstanceNormConfig())
+    torch.testing.assert_close(one(x_BCL), nn.GroupNorm(8, 8)(x_BCL))
+    x_BCDHW = torch.randn(2, 8, 2, 3, 4)
+    three = convert_norms(nn.BatchNorm3d(8), InstanceNormConfig())
+    torch.testing.assert_close(three(x_BCDHW), nn.GroupNorm(8, 8)(x_BCDHW))
+    with pytest.raises(ValueError, match=r"\(8, 8\)"):
+        one(torch.randn(8, 8))  # which torch's own would read as one sample of 8 channels
+
+
+def test_other_norms_are_left_alone():
+    net = nn.Sequential(nn.BatchNorm2d(8), nn.InstanceNorm2d(8), nn.GroupNorm(2, 8), nn.LayerNorm(8))
+    rest = list(net)[1:]
+    convert_norms(net, LayerNormConfig())
+    assert all(a is b for a, b in zip(list(net)[1:], rest, strict=True))
+
+
+class SplitBatchNorm(nn.BatchNorm2d):
+    """Some library's, which does more than its base."""
+
+
+@pytest.mark.parametrize(
+    ("layer", "word"),
+    [
+        (SplitBatchNorm(8), "SplitBatchNorm"),
+        (nn.SyncBatchNorm(8), "SyncBatchNorm"),
+        (nn.LazyBatchNorm2d(), "LazyBatchNorm2d"),
+    ],
+)
+@pytest.mark.parametrize("name", LAYERS)
+def test_another_subclass_is_refused_by_name_and_nothing_is_changed(layer, word, name):
+    net = nn.Sequential(nn.BatchNorm2d(8), nn.Sequential(layer))
+    first = net[0]
+    with pytest.raises(ConfigError, match=rf"layer 1\.0 \({word}\).*convert that layer before"):
+        convert_norms(net, SCHEMAS["norm"][name](eps=0.5))
+    assert net[0] is first
+    assert first.eps == 1e-5
+
+
+def test_hooks_are_refused_where_the_layer_is_replaced():
+    net = nn.Sequential(nn.BatchNorm2d(8))
+    net[0].register_forward_pre_hook(lambda *args: None)
+    with pytest.raises(ConfigError, match=r"layer 0 \(BatchNorm2d\) has hooks \(_forward_pre_hooks\)"):
+        convert_norms(net, GroupNormConfig())
+    convert_norms(net, BatchNormConfig())
+
+
+def test_a_model_without_batch_norm_and_an_unknown_norm_are_errors():
+    with pytest.raises(ConfigError, match="Linear has no BatchNorm"):
+        convert_norms(nn.Linear(2, 2), LayerNormConfig())
+    with pytest.raises(ConfigError, match="norm=ghost is unknown; choose one of bn, syncbn, gn, ln, in"):
+        convert_norms(nn.BatchNorm2d(8), NormConfig(name="ghost"))
+
+
+def test_sync_groups_need_their_ranks():
+    with pytest.raises(ConfigError, match=r"norm.sync_group_size=2 does not divide the 1 rank"):
+        convert_norms(nn.BatchNorm2d(8), SyncBatchNormConfig(sync_group_size=2))
+
+
+@pytest.mark.parametrize(
+    ("channels", "wish", "groups"),
+    [
+        (24, {"num_groups": 8}, 8),
+        (20, {"num_groups": 8}, 10),  # 5 and 10 are its neighbours
+        (18, {"num_groups": 8}, 9),
+        (15, {"num_groups": 4}, 5),  # 3 and 5 are as near: the larger
+        (4, {"num_groups": 32}, 4),
+        (32, {"channels_per_group": 16}, 2),
+        (24, {"channels_per_group": 16}, 2),  # 12 channels in each
+        (8, {"channels_per_group": 16}, 1),
+    ],
+)
+def test_the_nearest_divisor(channels, wish, groups):
+    assert num_groups(channels, GroupNormConfig(**wish, nondivisible=Nondivisible.nearest), "") == groups
+    if channels % next(iter(wish.values())):
+        with pytest.raises(ConfigError):
+            num_groups(channels, GroupNormConfig(**wish), "")
+
+
+def test_groups_that_do_not_divide_name_the_layer_its_channels_and_the_choices():
+    net = nn.Sequential(nn.BatchNorm2d(8), nn.Sequential(nn.BatchNorm2d(12)))
+    with pytest.raises(ConfigError) as caught:
+        convert_norms(net, GroupNormConfig(num_groups=8))
+    assert str(caught.value) == (
+        "norm.num_groups=8 does not divide the 12 channels of layer 1.0; choose one of [1, 2, 3, 4, 6, 12], "
+        "or set norm.nondivisible=nearest (here 6)."
+    )
+    assert type(net[0]) is nn.BatchNorm2d
+    with pytest.raises(ConfigError, match=r"norm.channels_per_group=16 .* 8 channels of layer 0"):
+        convert_norms(net, GroupNormConfig(channels_per_group=16))
