@@ -2,25 +2,17 @@
 
 import ast
 import inspect
-from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from normlab import config
-from normlab.config import SCHEMAS, Config, ConfigError, plain, register_schemas, to_typed
+from normlab.config import SCHEMAS, ConfigError, plain
+from tests.runs import CONF, typed
 
-CONF = Path(__file__).parents[1] / "conf"
 CHOICES = sorted(
     f"{path.parent.name}={path.stem}" for group in SCHEMAS for path in (CONF / group).glob("*.yaml")
 ) + sorted(f"experiment={path.stem}" for path in (CONF / "experiment").glob("*.yaml"))
-
-
-def typed(*overrides: str) -> Config:
-    register_schemas()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return to_typed(compose("config", list(overrides)))
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -35,9 +27,7 @@ def test_every_choice_composes_and_its_section_carries_its_name(choice):
 
 def test_every_field_has_a_docstring():
     for node in ast.parse(inspect.getsource(config)).body:
-        if not (
-            isinstance(node, ast.ClassDef) and hasattr(getattr(config, node.name), "__dataclass_fields__")
-        ):
+        if not (isinstance(node, ast.ClassDef) and hasattr(getattr(config, node.name), "__dataclass_fields__")):
             continue
         for statement, after in zip(node.body, [*node.body[1:], None], strict=True):
             if not isinstance(statement, ast.AnnAssign) or "ClassVar" in ast.unparse(statement.annotation):
@@ -70,9 +60,7 @@ def test_a_bad_value_is_one_line_that_names_key_value_and_fix(overrides, words):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "override", ["norm=foo", "norm.num_groups=2", "epoch=3", "precision=bf17", "epochs=x"]
-)
+@pytest.mark.parametrize("override", ["norm=foo", "norm.num_groups=2", "epoch=3", "precision=bf17", "epochs=x"])
 def test_unknown_keys_and_choices_fail_while_composing(override):
     with pytest.raises(HydraException):
         typed(override)

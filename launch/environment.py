@@ -1,0 +1,68 @@
+"""Whether this process already is a rank of a job, as torchrun or SLURM say. Imports no torch."""
+
+import re
+import subprocess
+from collections.abc import Mapping
+
+from normlab.config import ConfigError
+
+SlurmEnvironment = Mapping[str, str]
+
+
+def rank_environment(env: Mapping[str, str]) -> dict[str, str] | None:
+    """RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT; None outside a job.
+
+    A rank is one whose RANK, WORLD_SIZE and MASTER_ADDR are set (torchrun), or that is a task of a SLURM step
+    of several (SLURM_NTASKS alone is no sign: a batch script has it without ranks).
+    """
+    if all(key in env for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR")):
+        keys = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        return {key: env[key] for key in keys if key in env}
+    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return {
+            "RANK": env["SLURM_PROCID"],
+            "WORLD_SIZE": env["SLURM_STEP_NUM_TASKS"],
+            "LOCAL_RANK": env["SLURM_LOCALID"],
+            "LOCAL_WORLD_SIZE": str(_tasks_on_this_node(env)),
+            "MASTER_ADDR": env.get("MASTER_ADDR") or _first_host(env["SLURM_STEP_NODELIST"]),
+            # Steps of one job may run side by side, so the port follows both numbers.
+            "MASTER_PORT": env.get("MASTER_PORT")
+            or str(20000 + (int(env["SLURM_JOB_ID"]) * 7 + int(env["SLURM_STEP_ID"])) % 20000),
+        }
+    return None
+
+
+def _tasks_on_this_node(env: SlurmEnvironment) -> int:
+    """SLURM_STEP_TASKS_PER_NODE is run-length coded: "2(x3),1" is 2, 2, 2, 1."""
+    tasks: list[int] = []
+    for part in env["SLURM_STEP_TASKS_PER_NODE"].split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        assert match, part
+        tasks += [int(match[1])] * int(match[2] or 1)
+    return tasks[int(env["SLURM_NODEID"])]
+
+
+def _first_host(nodelist: str) -> str:
+    """The first host of a compressed list such as "gpu[03-07,9]"."""
+    if "[" not in nodelist:
+        return nodelist.split(",")[0]
+    listed = subprocess.run(
+        ["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, check=True
+    )
+    return listed.stdout.split()[0]
+
+
+def choose_world_size(asked: int | None, environment: Mapping[str, str] | None) -> int:
+    """The number of ranks: what the job has, else what was asked for, else 1.
+
+    Raises: ConfigError where the two contradict each other.
+    """
+    if environment is None:
+        return asked or 1
+    found = int(environment["WORLD_SIZE"])
+    if asked is not None and asked != found:
+        raise ConfigError(
+            f"world_size={asked} contradicts the {found} ranks that this job has; "
+            f"leave world_size out, or start {asked} ranks."
+        )
+    return found

@@ -1,0 +1,64 @@
+"""Start a job's ranks on this machine, in the same way torchrun does: torch elastic."""
+
+import logging
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import sys
+import uuid
+
+from normlab.config import Config
+from normlab.run import Run
+
+
+def preload() -> None:
+    """Begin importing torch in the fork server that the ranks will be forked from.
+
+    Called early, it runs beside this process's own import: each rank then starts without one.
+    """
+    multiprocessing.set_forkserver_preload(["launch.rank"])
+    multiprocessing.forkserver.ensure_running()
+
+
+def start_ranks(cfg: Config, study: str, run: Run) -> int:
+    """Train `run` on world_size ranks of this machine. Returns the exit code of the job.
+
+    SIGTERM, SIGINT and SIGUSR2 are passed on to the ranks, which save and leave; so does this process, with
+    128 + the signal. A rank that dies takes the others with it, and its error is shown with its rank.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from launch.rank import run_started_rank
+
+    # Its own account of a failure is a page; ours is the rank and its error.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    assert cfg.world_size is not None
+    launch_config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=cfg.world_size,
+        run_id=str(uuid.uuid4()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        start_method="forkserver",
+        signals_to_handle="SIGTERM,SIGINT,SIGUSR2",
+    )
+    try:
+        elastic_launch(launch_config, run_started_rank)(cfg, study, run)
+    except SignalException as stopped:
+        return 128 + stopped.sigval
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        if failure.exitcode < 0:
+            print(f"error: rank {rank} was killed by {failure.signal_name()}", file=sys.stderr)
+            return 1
+        if failure.exitcode == 1:
+            print(f"error: rank {rank} failed; its traceback stands above", file=sys.stderr)
+        return failure.exitcode
+    return 0

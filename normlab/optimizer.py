@@ -1,0 +1,80 @@
+"""Parameter groups, optimizers, and the learning rate as a function of the step."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from normlab.config import AdamWConfig, LrScaling, OptimConfig, Schedule, SgdConfig
+
+
+def build_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer over all parameters; norm parameters and biases decay by `norm_weight_decay`.
+
+    Its learning rate is set before every step, from `LearningRate`.
+    """
+    params = [p for p in model.parameters() if p.requires_grad]
+    norm_decay = cfg.weight_decay if cfg.norm_weight_decay is None else cfg.norm_weight_decay
+    groups = [
+        {"params": [p for p in params if p.ndim > 1], "weight_decay": cfg.weight_decay},
+        {"params": [p for p in params if p.ndim <= 1], "weight_decay": norm_decay},
+    ]
+    # One kernel for a whole group: at small batches the Python loop over parameters is a cost that shows.
+    match cfg:
+        case SgdConfig():
+            return torch.optim.SGD(groups, cfg.lr, cfg.momentum, nesterov=cfg.nesterov, fused=True)
+        case AdamWConfig():
+            return torch.optim.AdamW(groups, cfg.lr, (cfg.beta1, cfg.beta2), cfg.eps, fused=True)
+    raise AssertionError(f"no builder for {type(cfg).__name__}")
+
+
+def scaled_lr(cfg: OptimConfig, global_batch_size: int) -> float:
+    """lr x s, with s = batch / reference (linear), its root (sqrt), or 1 (none)."""
+    ratio = global_batch_size / cfg.lr_reference_batch
+    factor = {LrScaling.none: 1.0, LrScaling.linear: ratio, LrScaling.sqrt: math.sqrt(ratio)}
+    return cfg.lr * factor[cfg.lr_scaling]
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """The rate of each step: a linear warm-up to `peak`, then the schedule over what is left.
+
+    warm-up:  peak (t + 1) / warmup
+    cosine:   peak (1 + cos(pi (t - warmup) / (total - warmup))) / 2
+    step:     peak step_factor^k, with k the milestones m for which t >= m total
+    """
+
+    peak: float
+    schedule: Schedule
+    warmup_steps: int
+    total_steps: int
+    milestones: tuple[float, ...]
+    step_factor: float
+
+    @classmethod
+    def from_config(
+        cls, cfg: OptimConfig, *, global_batch_size: int, steps_per_epoch: int, total_steps: int
+    ) -> "LearningRate":
+        return cls(
+            peak=scaled_lr(cfg, global_batch_size),
+            schedule=cfg.schedule,
+            warmup_steps=round(cfg.warmup_epochs * steps_per_epoch),
+            total_steps=total_steps,
+            milestones=tuple(cfg.milestones),
+            step_factor=cfg.step_factor,
+        )
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        match self.schedule:
+            case Schedule.constant:
+                return self.peak
+            case Schedule.cosine:
+                done = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
+                return self.peak * (1 + math.cos(math.pi * done)) / 2
+            case Schedule.step:
+                passed = sum(step >= milestone * self.total_steps for milestone in self.milestones)
+                return self.peak * self.step_factor**passed
+        raise AssertionError(self.schedule)

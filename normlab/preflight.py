@@ -1,0 +1,24 @@
+"""What can be wrong with a run, found in one process before any rank trains."""
+
+import torch
+
+from normlab.config import Config
+from normlab.data.dataset import Dataset
+from normlab.models import build_model
+from normlab.norms import check_norms
+from normlab.run import Run, name_run
+
+
+def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str) -> Run:
+    """The run that `cfg` on `world_size` ranks is. Writes nothing.
+
+    Raises: ConfigError where batches do not fit the data, or the norm does not fit the model's layers.
+    """
+    run = name_run(cfg, world_size=world_size, study=study, data_fingerprint=dataset.fingerprint)
+    run.steps(len(dataset.train))
+    with torch.device("meta"):
+        model = build_model(cfg.model, len(dataset.classes), seed=cfg.seed)
+    images_BHWC, _ = dataset.train.take(torch.tensor([0]))
+    _, height, width, channels = images_BHWC.shape
+    check_norms(model, (channels, height, width), cfg.batch_size, world_size, cfg.norm)
+    return run

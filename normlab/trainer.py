@@ -1,0 +1,320 @@
+"""The training loop: one rank's part of a run."""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from normlab import checkpoint
+from normlab.config import Precision
+from normlab.data.batches import TrainBatches, eval_batches
+from normlab.data.dataset import Dataset, Split
+from normlab.distributed import Ranks
+from normlab.evaluate import evaluate
+from normlab.logger import Logger
+from normlab.metrics import add_batch, mean_metrics, zero_sums
+from normlab.models import build_model
+from normlab.norms import convert_norms
+from normlab.optimizer import LearningRate, build_optimizer
+from normlab.run import Run
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass
+class Outcome:
+    """How a run ended: finished, diverged, or stopped by `stop_signal` (to be resumed)."""
+
+    status: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+    stop_signal: int = 0
+
+
+class Trainer:
+    """Builds a run in the design's order: model, device, norm, optimizer, DDP; `train` is the loop.
+
+    Collective: every rank must build it and call `train`.
+    """
+
+    def __init__(self, run: Run, dataset: Dataset, ranks: Ranks) -> None:
+        self.run, self.cfg, self.dataset, self.ranks = run, run.config, dataset, ranks
+        cfg = self.cfg
+        self.threads = ranks.set_threads(cfg.threads)
+        self.global_batch_size = cfg.global_batch_size(ranks.world_size)
+        self.steps_per_epoch, self.total_steps = run.steps(len(dataset.train))
+        self.dtype = torch.float64 if cfg.precision is Precision.fp64 else torch.float32
+        self.memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
+        self.autocast = torch.autocast(
+            ranks.device.type, dtype=torch.bfloat16, enabled=cfg.precision is Precision.bf16
+        )
+        self.batches = TrainBatches(
+            dataset.train,
+            dataset.mean_C,
+            dataset.std_C,
+            seed=cfg.seed,
+            batch_size=cfg.batch_size,
+            accumulate=cfg.accumulate,
+            logical_ranks=ranks.world_size,
+            first_logical_rank=ranks.rank,
+            num_logical_ranks_here=1,
+            augment=cfg.data.augment,
+            device=ranks.device,
+            dtype=self.dtype,
+        )
+        model = build_model(cfg.model, len(dataset.classes), seed=cfg.seed)
+        model = model.to(ranks.device, self.dtype, memory_format=self.memory_format)
+        self.module = convert_norms(model, cfg.norm).train()
+        self.optimizer = build_optimizer(self.module, cfg.optim)
+        self.learning_rate = LearningRate.from_config(
+            cfg.optim,
+            global_batch_size=self.global_batch_size,
+            steps_per_epoch=self.steps_per_epoch,
+            total_steps=self.total_steps,
+        )
+        self.ddp: nn.Module = self.module
+        if ranks.world_size > 1:
+            self.ddp = DistributedDataParallel(
+                self.module,
+                device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
+                # Evaluation sees rank 0's buffers either way, so the broadcast in each forward buys nothing.
+                forward_sync_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+        self.model = torch.compile(self.ddp) if cfg.compile else self.ddp
+        self.window = zero_sums(ranks.device)
+        self.train_s = self.earlier_wall_s = 0.0
+        self.resumed = 0
+
+    # --- the loop --------------------------------------------------------------------------------------
+
+    def train(self, logger: Logger, stop_signal: Callable[[], int]) -> Outcome:
+        """Train to the end, to a loss that is not finite, or to the first stop signal on any rank.
+
+        A run that stops, or is killed, goes on from its last checkpoint when it is trained again, and ends
+        with the same parameters bit for bit (same ranks, same threads, CPU).
+        """
+        self._warm_up()
+        step, metrics = self._restore(logger)
+        logger.start(step, step * self.global_batch_size)
+        self.started = self.saved_at = self.logged_at = time.monotonic()
+        self.logged_step = step
+        while step < self.total_steps:
+            epoch, first_step = divmod(step, self.steps_per_epoch)
+            for micro_batches in self.batches.epoch(epoch, first_step):
+                signal, save_due, finite, grad_norm = self._step(step, micro_batches, stop_signal())
+                if not finite:
+                    return self._diverged(step, logger)
+                step += 1
+                if step % self.cfg.log_every == 0 or step == self.total_steps:
+                    self._log(step, grad_norm, logger)
+                epoch_ends = step % self.steps_per_epoch == 0 or step == self.total_steps
+                if epoch_ends:
+                    metrics = self._evaluate(step, logger) or metrics
+                if epoch_ends or save_due or signal:
+                    self._save(step, metrics, logger)
+                if signal and step < self.total_steps:
+                    return Outcome("stopped", stop_signal=signal)
+                if step == self.total_steps:
+                    break
+        return Outcome("finished", metrics, self._measured(step))
+
+    def _step(
+        self, step: int, micro_batches: list[Batch], signal: int
+    ) -> tuple[int, bool, bool, torch.Tensor | None]:
+        """One optimizer step. Returns what the ranks agreed on: stop signal, checkpoint due, loss finite."""
+        # DDP averages gradients over ranks; the loss of a step is a sum over all samples by their count.
+        scale = self.ranks.world_size / self.global_batch_size
+        loss = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        for index, (images_BCHW, labels_B) in enumerate(micro_batches):
+            last = index == len(micro_batches) - 1
+            with nullcontext() if last or self.ddp is self.module else self.ddp.no_sync():  # type: ignore[operator]
+                with self.autocast:
+                    logits_BK = self.model(images_BCHW.contiguous(memory_format=self.memory_format))
+                    loss_sum = F.cross_entropy(
+                        logits_BK, labels_B, reduction="sum", label_smoothing=self.cfg.label_smoothing
+                    )
+                loss += loss_sum.detach()
+                add_batch(self.window, loss_sum.detach(), logits_BK.detach(), labels_B)
+                if last:
+                    agree = self._start_agreement(signal, loss)
+                (loss_sum * scale).backward()
+        agreed_signal, save_due, not_finite = agree()
+        grad_norm = None
+        if not not_finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate(step)
+            grad_norm = self._clip_gradients(measure=(step + 1) % self.cfg.log_every == 0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return int(agreed_signal), bool(save_due), not not_finite, grad_norm
+
+    def _start_agreement(self, signal: int, loss: torch.Tensor) -> Callable[[], list[float]]:
+        """Flags reach ranks at different moments; one small all-reduce beside the backward makes them one."""
+        # Rank 0's clock alone decides when a checkpoint is due.
+        due = self.ranks.rank == 0 and time.monotonic() - self.saved_at >= self.cfg.checkpoint_every_s
+        flags = torch.tensor([signal, due, 0], dtype=torch.float32, device=self.ranks.device)
+        flags[2] = ~torch.isfinite(loss)
+        return self.ranks.start_max(flags)
+
+    def _clip_gradients(self, *, measure: bool) -> torch.Tensor | None:
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        if self.cfg.optim.clip_grad_norm is not None:
+            return nn.utils.clip_grad_norm_(self.module.parameters(), self.cfg.optim.clip_grad_norm)
+        return nn.utils.get_total_norm(gradients) if measure else None
+
+    # --- points ----------------------------------------------------------------------------------------
+
+    def _point(self, step: int, logger: Logger, metrics: dict[str, float]) -> None:
+        logger.log(step, step * self.global_batch_size, step / self.steps_per_epoch, metrics)
+
+    def _log(self, step: int, grad_norm: torch.Tensor | None, logger: Logger) -> None:
+        means = mean_metrics(self.ranks.sum(self.window))
+        self.window.zero_()
+        now = time.monotonic()
+        samples = (step - self.logged_step) * self.global_batch_size
+        metrics = {
+            "train/loss": means["loss"],
+            "train/batch_accuracy": means["accuracy"],
+            "lr": self.learning_rate(step - 1),
+            "images_per_second": samples / (now - self.logged_at),
+        }
+        if grad_norm is not None:
+            metrics["grad_norm"] = float(grad_norm)
+        self._point(step, logger, metrics)
+        self.train_s += now - self.logged_at
+        self.logged_at, self.logged_step = time.monotonic(), step
+
+    def _evaluate(self, step: int, logger: Logger) -> dict[str, float] | None:
+        """Evaluate where it is time to: val and training samples, and at the very end test. None otherwise."""
+        final = step == self.total_steps
+        if not final and (step // self.steps_per_epoch) % self.cfg.eval_every_epochs:
+            return None
+        began = time.monotonic()
+        buffers = self.ranks.rank0_copy(dict(self.module.named_buffers()))
+        val = self._evaluate_split(self.dataset.val, buffers)
+        train = self._evaluate_split(self.dataset.train, buffers, limit=self.cfg.eval_train_samples)
+        metrics = {
+            "val/loss": val["loss"],
+            "val/accuracy": val["accuracy"],
+            "train/accuracy": train["accuracy"],
+        }
+        if final and self.dataset.test is not None:
+            test = self._evaluate_split(self.dataset.test, buffers)
+            metrics |= {f"test/{name}": value for name, value in test.items()}
+        self._point(step, logger, metrics)
+        self.logged_at += time.monotonic() - began
+        return metrics
+
+    def _evaluate_split(
+        self, split: Split, buffers: dict[str, torch.Tensor], limit: int | None = None
+    ) -> dict[str, float]:
+        batches = eval_batches(
+            split,
+            self.dataset.mean_C,
+            self.dataset.std_C,
+            batch_size=self.cfg.eval_batch_size,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+            device=self.ranks.device,
+            dtype=self.dtype,
+            limit=limit,
+        )
+        return evaluate(
+            self.module,
+            buffers,
+            batches,
+            self.ranks,
+            autocast=self.autocast,
+            memory_format=self.memory_format,
+        )
+
+    def _diverged(self, step: int, logger: Logger) -> Outcome:
+        self._point(step, logger, {"train/loss": float("nan")})
+        logger.flush()
+        return Outcome("diverged", {}, self._measured(step))
+
+    def _measured(self, step: int) -> dict[str, Any]:
+        samples = step * self.global_batch_size
+        return {
+            "samples_seen": samples,
+            "images_per_second": samples / self.train_s if self.train_s else None,
+            "wall_s": self.earlier_wall_s + time.monotonic() - self.started,
+            "device": str(self.ranks.device),
+            "device_name": torch.cuda.get_device_name() if self.ranks.device.type == "cuda" else "cpu",
+            "threads": self.threads,
+            "torch": torch.__version__,
+            "resumed": self.resumed,
+        }
+
+    # --- state -----------------------------------------------------------------------------------------
+
+    def _warm_up(self) -> None:
+        """One throw-away forward and backward, the module's state restored after it.
+
+        DDP orders its buckets anew after its first iteration, and with them gloo's sums. Doing that before
+        the state is set, in fresh and resumed runs alike, keeps a resumed run bitwise equal; it also compiles.
+        """
+        state = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
+        images_BCHW, labels_B = next(self.batches.epoch(0))[0]
+        with self.autocast:
+            logits_BK = self.model(images_BCHW.contiguous(memory_format=self.memory_format))
+        F.cross_entropy(logits_BK, labels_B).backward()
+        self.optimizer.zero_grad()
+        self.module.load_state_dict(state)
+
+    def _save(self, step: int, metrics: dict[str, float], logger: Logger) -> None:
+        """Save on rank 0 what every rank needs to go on. Collective: every rank must call."""
+        began = time.monotonic()
+        own = [t.detach().to(torch.float64).flatten() for t in self._rank_state()]
+        rank_state = self.ranks.gather(torch.cat(own))
+        logger.flush()
+        if self.ranks.rank == 0:
+            checkpoint.save(
+                self.run.checkpoint_path,
+                {
+                    "hash": self.run.hash,
+                    "step": step,
+                    "metrics": metrics,
+                    "model": self.module.state_dict(),
+                    "rank_state": rank_state.cpu(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "threads": self.threads,
+                    "train_s": self.train_s + began - self.logged_at,
+                    "wall_s": self.earlier_wall_s + began - self.started,
+                    "resumed": self.resumed,
+                },
+            )
+        self.saved_at = time.monotonic()
+        self.logged_at += self.saved_at - began
+
+    def _restore(self, logger: Logger) -> tuple[int, dict[str, float]]:
+        """The step to go on from and the metrics of the last evaluation; (0, {}) without a checkpoint."""
+        if not self.ranks.on_rank0(self.run.checkpoint_path.exists):
+            return 0, {}
+        state = checkpoint.load(self.run.checkpoint_path)
+        self.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        own = state["rank_state"][self.ranks.rank]
+        tensors = self._rank_state()
+        for tensor, values in zip(tensors, own.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(values.view(tensor.shape))
+        self.train_s, self.earlier_wall_s = state["train_s"], state["wall_s"]
+        self.resumed = state["resumed"] + 1
+        logger.note(f"resuming after {state['step'] * self.global_batch_size} samples")
+        if state["threads"] != self.threads:
+            logger.note(
+                f"warning: saved with threads={state['threads']}, resumed with {self.threads}: "
+                "the result will not be bitwise that of an undisturbed run"
+            )
+        return state["step"], state["metrics"]
+
+    def _rank_state(self) -> list[torch.Tensor]:
+        """What differs over ranks: their buffers (a float64 holds each value exactly) and unlogged sums."""
+        return [*self.module.buffers(), self.window]

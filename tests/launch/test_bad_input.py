@@ -1,0 +1,129 @@
+"""A user's mistake is one line, exit code 2, and nothing left behind; before any rank starts."""
+
+import os
+import sys
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+import train
+from launch import local
+
+
+@pytest.fixture
+def run_train(monkeypatch, capsys, tmp_path):
+    """Calls train.py's main in an empty folder; gives exit code and stderr."""
+
+    def run(*overrides):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["train.py", *overrides])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        monkeypatch.setattr(local, "start_ranks", lambda *args: pytest.fail("ranks were started"))
+        monkeypatch.setattr(local, "preload", lambda: None)
+        with pytest.raises(SystemExit) as left:
+            train.main()
+        GlobalHydra.instance().clear()
+        return left.value.code, capsys.readouterr().err
+
+    return run
+
+
+ONE_LINE = [
+    (["batch_size=-4"], ["batch_size=-4", "at least 1"]),
+    (["optim.lr=nan"], ["optim.lr=nan"]),
+    (["norm=gn", "norm.num_groups=3"], ["norm", "16 channels", "1, 2, 4, 8, 16", "norm.nondivisible=nearest"]),
+    (["norm=gn", "norm.num_groups=4", "norm.channels_per_group=4"], ["exclude each other"]),
+    (["batch_size=5000", "world_size=2"], ["batch_size=5000", "10000", "8000 training samples"]),
+    (["world_size=2", "norm=syncbn", "norm.sync_group_size=3"], ["norm.sync_group_size=3"]),
+    (["device=cuda"], ["device=cuda", "0 are visible"]),
+    (["data=image_folder"], ["data.root"]),
+    (["data=image_folder", "data.root=nowhere"], ["nowhere"]),
+    (["data.train_samples=100000"], ["data.train_samples=100000"]),
+    (["model=torchvision", "model.name=resnet19"], ["model.name=resnet19"]),
+    (["output_dir=/proc/nowhere"], ["output_dir=/proc/nowhere", "cannot be written"]),
+    (
+        ["model=torchvision", "model.stem=own", "batch_size=1"],
+        ["batch_size=1", "layer4", "syncbn"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), ONE_LINE, ids=lambda value: value[-1] if value else "")
+def test_a_mistake_is_one_line_and_exit_code_2(overrides, words, run_train, tmp_path):
+    code, err = run_train(*overrides)
+    assert code == 2
+    errors = [line for line in err.splitlines() if not line.startswith("warning:")]
+    assert len(errors) == 1, err
+    assert errors[0].startswith("error: ")
+    assert all(word in errors[0] for word in words), err
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("epoch=3", ["epoch", "Valid keys:", "epochs"]),
+        ("norm.num_groups=2", ["num_groups", "BatchNormConfig", "momentum"]),
+        ("norm=batchnorm", ["norm/batchnorm", "syncbn"]),
+        ("precision=fp16", ["precision", "fp32, bf16, fp64"]),
+        ("epochs=ten", ["epochs", "ten"]),
+        ("batch_size=", ["batch_size"]),
+        ("=", ["="]),
+    ],
+)
+def test_an_unknown_key_or_choice_lists_the_valid_ones(override, words, run_train, tmp_path):
+    code, err = run_train(override)
+    assert code == 2
+    assert all(word in err for word in words), err
+    assert "Traceback" not in err
+    assert "HYDRA_FULL_ERROR" not in err
+    assert os.listdir(tmp_path) == []
+
+
+def folder(root, *files):
+    for name in files:
+        path = root / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32)).save(path)
+    return root / "pictures"
+
+
+def test_an_image_that_cannot_be_read_is_named(run_train, tmp_path):
+    root = folder(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "test/dog/1.png")
+    (root / "train/dog/2.png").write_bytes(b"no picture")
+    code, err = run_train("data=image_folder", f"data.root={root}", f"data.cache_dir={tmp_path}/cache")
+    assert code == 2
+    assert "train/dog/2.png" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_damaged_checkpoint_is_named(run_train, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny = ["data.num_train=40", "data.num_test=10", "epochs=1", "progress=false"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *tiny])
+    train.main()
+    GlobalHydra.instance().clear()
+    (directory,) = tmp_path.glob("runs/*/*")
+    (directory / "result.json").unlink()
+    (directory / "checkpoint.pt").write_bytes(b"damaged")
+    code, err = run_train(*tiny)
+    assert code == 2
+    assert "checkpoint.pt is damaged" in err
+    assert "rerun=true" in err
+
+
+def test_a_sweep_inside_a_rank_names_the_right_command(run_train, monkeypatch):
+    for key, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(key, value)
+    code, err = run_train("-m", "norm=bn,gn")
+    assert code == 2
+    assert "python train.py -m norm=bn,gn" in err
+
+
+def test_a_world_size_that_contradicts_the_jobs_names_both(run_train, monkeypatch):
+    for key, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(key, value)
+    code, err = run_train("world_size=4")
+    assert code == 2
+    assert "world_size=4 contradicts the 2 ranks" in err

@@ -1,0 +1,58 @@
+"""Joining or starting: what counts as a rank of a job."""
+
+import pytest
+
+from launch.environment import choose_world_size, rank_environment
+from normlab.config import ConfigError
+
+TORCHRUN = {
+    "RANK": "1",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "29500",
+}
+SRUN = {
+    "SLURM_STEP_NUM_TASKS": "5",
+    "SLURM_NTASKS": "5",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
+    "SLURM_STEP_NODELIST": "10.0.0.1,10.0.0.2,10.0.0.3",
+    "SLURM_JOB_ID": "77",
+    "SLURM_STEP_ID": "0",
+}
+
+
+def test_torchruns_ranks_join():
+    assert rank_environment({**TORCHRUN, "HOME": "/"}) == TORCHRUN
+
+
+def test_tasks_of_a_slurm_step_join():
+    found = rank_environment(SRUN)
+    assert found.pop("MASTER_PORT").isdigit()
+    assert found == {
+        "RANK": "3",
+        "WORLD_SIZE": "5",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "10.0.0.1",
+    }
+
+
+def test_the_last_node_of_a_step_may_have_fewer_tasks():
+    assert rank_environment({**SRUN, "SLURM_NODEID": "2", "SLURM_LOCALID": "0"})["LOCAL_WORLD_SIZE"] == "1"
+
+
+@pytest.mark.parametrize("env", [{}, {"RANK": "0"}, {"SLURM_NTASKS": "4"}, {"SLURM_STEP_NUM_TASKS": "1"}])
+def test_others_start_their_own(env):
+    assert rank_environment(env) is None
+
+
+def test_world_size_is_what_the_job_has_else_what_was_asked_for_else_1():
+    assert choose_world_size(None, TORCHRUN) == choose_world_size(2, TORCHRUN) == 2
+    assert (choose_world_size(3, None), choose_world_size(None, None)) == (3, 1)
+    with pytest.raises(ConfigError, match="world_size=4 contradicts the 2 ranks"):
+        choose_world_size(4, TORCHRUN)

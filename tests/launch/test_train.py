@@ -1,0 +1,234 @@
+"""train.py as a person runs it: real processes, real signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic, sleep
+
+import pytest
+import torch
+
+from normlab import checkpoint
+
+ROOT = Path(__file__).parents[2]
+TRAIN = str(ROOT / "train.py")
+TINY = ["data.num_train=96", "data.num_test=50", "eval_batch_size=16", "eval_train_samples=20", "log_every=1"]
+LONG = [*TINY, "epochs=1000", "checkpoint_every_s=0", "batch_size=4", "progress=false"]
+PATIENCE_S = 120
+"""How long a condition may take to come true before a test fails; none waits for time to pass."""
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = monotonic() + PATIENCE_S
+    while not condition():
+        assert monotonic() < deadline, "timed out"
+        sleep(0.02)
+
+
+class Job:
+    """`command` in `folder`, in a process group of its own."""
+
+    def __init__(self, folder: Path, *command: str) -> None:
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "RANK", "WORLD"))}
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=folder,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def end(self) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=PATIENCE_S)
+        return self.process.returncode, out, err
+
+    def directory(self) -> Path | None:
+        return next(iter(self.folder.glob("runs/*/*")), None)
+
+    def wait_for_step(self, step: int) -> None:
+        """Until a checkpoint of at least `step` stands on disk."""
+
+        def reached() -> bool:
+            assert self.process.poll() is None, self.end()
+            directory = self.directory()
+            path = directory / "checkpoint.pt" if directory else None
+            return path is not None and path.exists() and checkpoint.load(path)["step"] >= step
+
+        until(reached)
+
+    def ranks(self) -> list[int]:
+        """Process ids of the ranks: every descendant with the trainer's threads, launcher excluded."""
+        return descendants(self.process.pid)
+
+
+def descendants(pid: int) -> list[int]:
+    children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
+    return [int(c) for c in children] + [d for c in children for d in descendants(int(c))]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def train(folder: Path, *overrides: str) -> tuple[int, str, str]:
+    return Job(folder, TRAIN, *overrides).end()
+
+
+def result_in(folder: Path) -> dict:
+    (path,) = folder.glob("runs/*/*/result.json")
+    return json.loads(path.read_text())
+
+
+def state_in(folder: Path) -> dict:
+    (path,) = folder.glob("runs/*/*/checkpoint.pt")
+    return checkpoint.load(path)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """A short run on two ranks that train.py started itself."""
+    folder = tmp_path_factory.mktemp("started")
+    return folder, train(folder, *TINY, "norm=syncbn", "world_size=2", "epochs=2")
+
+
+def test_a_run_ends_with_its_result_its_directory_and_the_tensorboard_line(started):
+    folder, (code, out, err) = started
+    assert code == 0, err
+    result = result_in(folder)
+    assert f"val/accuracy {result['metrics']['val/accuracy']:.4f}" in out
+    assert "run: runs/default/syncbn-b32-w2-resnet8-shapes-s0-" in out
+    assert "tensorboard --logdir runs" in out
+    assert "val acc" in err  # plain progress lines
+    expected = {"status": "finished", "world_size": 2, "normalization_batch_size": 64, "resumed": 0}
+    assert expected.items() <= result.items()
+
+
+def test_composing_leaves_nothing_behind_but_the_run(started):
+    folder, _ = started
+    assert [p.name for p in folder.iterdir()] == ["runs"]
+    (directory,) = folder.glob("runs/*/*")
+    names = {p.name.split(".")[0] for p in directory.iterdir()}
+    assert names == {"config", "metrics", "events", "checkpoint", "result"}
+
+
+def test_torchrun_joins_the_same_run_which_has_ended_and_trains_it_alike_when_told(started):
+    folder, _ = started
+    before = state_in(folder)["model"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", TRAIN]
+    code, out, err = Job(folder, *torchrun, *TINY, "norm=syncbn", "epochs=2").end()
+    assert code == 0, err
+    assert "has ended before" in err
+    assert out.count("finished:") == 1
+    code, out, err = Job(folder, *torchrun, *TINY, "norm=syncbn", "epochs=2", "rerun=true").end()
+    assert code == 0, err
+    after = state_in(folder)["model"]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_a_run_killed_mid_epoch_and_started_again_ends_bit_for_bit_equal(world_size, tmp_path):
+    command = [*TINY, "batch_size=4", "epochs=6", "checkpoint_every_s=0", f"world_size={world_size}"]
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    straight.mkdir()
+    cut.mkdir()
+    code, _, err = train(straight, *command)
+    assert code == 0, err
+    job = Job(cut, TRAIN, *command)
+    job.wait_for_step(7)
+    os.killpg(job.process.pid, signal.SIGKILL)
+    job.end()
+    assert list(cut.glob("runs/*/*/result.json")) == []
+    assert state_in(cut)["step"] < state_in(straight)["step"]
+    code, _, err = train(cut, *command)
+    assert code == 0, err
+    assert "resuming after" in err
+    ours, theirs = state_in(cut), state_in(straight)
+    for part in ("model", "rank_state"):
+        a, b = ({"": s[part]} if part == "rank_state" else s[part] for s in (ours, theirs))
+        assert all(torch.equal(a[name], b[name]) for name in b), part
+    assert result_in(cut)["resumed"] == 1
+    assert result_in(cut)["metrics"] == result_in(straight)["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("stop_signal", "world_size"), [(signal.SIGTERM, 2), (signal.SIGINT, 1), (signal.SIGUSR2, 2)]
+)
+def test_a_stop_signal_finishes_the_step_saves_and_leaves_with_128_and_itself(stop_signal, world_size, tmp_path):
+    job = Job(tmp_path, TRAIN, *LONG, f"world_size={world_size}")
+    job.wait_for_step(3)
+    others = job.ranks()
+    job.process.send_signal(stop_signal)
+    code, _, err = job.end()
+    assert code == 128 + stop_signal, err
+    assert "the same command goes on from" in err
+    assert "Traceback" not in err
+    assert state_in(tmp_path)["step"] >= 3
+    assert list(tmp_path.glob("runs/*/*/result.json")) == []
+    until(lambda: not any(map(alive, others)))
+
+
+def test_a_rank_that_is_killed_takes_the_others_with_it(tmp_path):
+    job = Job(tmp_path, TRAIN, *LONG, "world_size=2")
+    job.wait_for_step(3)
+    everyone = job.ranks()
+    rank_processes = [pid for pid in everyone if "forkserver" in cmdline(pid) and len(descendants(pid)) == 0]
+    os.kill(rank_processes[-1], signal.SIGKILL)
+    code, _, err = job.end()
+    assert code == 1, err
+    assert "was killed by SIGKILL" in err
+    until(lambda: not any(map(alive, everyone)))
+
+
+def cmdline(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode().replace("\0", " ")
+
+
+@pytest.mark.parametrize("launcher", ["train.py", "torchrun"])
+def test_a_launcher_that_is_killed_takes_its_ranks_with_it(launcher, tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, TRAIN, *LONG] if launcher == "torchrun" else [TRAIN, *LONG, "world_size=2"]
+    job = Job(tmp_path, *command)
+    job.wait_for_step(3)
+    others = job.ranks()
+    assert len(others) >= 2
+    os.kill(job.process.pid, signal.SIGKILL)
+    until(lambda: not any(map(alive, others)))
+
+
+FAILING_RANK = """
+import os, sys
+sys.path.insert(0, {root!r})
+from normlab.trainer import Trainer
+step = Trainer._step
+def fail(self, number, *rest):
+    if self.ranks.rank == 1 and number == 2:
+        raise RuntimeError("out of luck")
+    return step(self, number, *rest)
+Trainer._step = fail
+sys.argv[0] = {train!r}
+import runpy
+runpy.run_path({train!r}, run_name="__main__")
+"""
+
+
+def test_a_rank_that_raises_is_shown_with_its_error_and_ends_the_others(tmp_path):
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING_RANK.format(root=str(ROOT), train=TRAIN))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    code, _, err = Job(tmp_path, *torchrun, *TINY, "batch_size=4").end()
+    assert code == 1
+    assert err.count("Traceback (most recent call last)") - err.count("ChildFailedError") <= 1, err
+    assert "rank 1:\nTraceback" in err
+    assert "RuntimeError: out of luck" in err
+    result = result_in(tmp_path)
+    assert (result["status"], result["error"]) == ("failed", "rank 1: out of luck")

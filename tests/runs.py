@@ -1,0 +1,108 @@
+"""Real training runs for tests: tiny data, the real trainer."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from hydra import compose, initialize_config_dir
+
+from normlab import data
+from normlab.config import Config, register_schemas, to_typed
+from normlab.distributed import Ranks
+from normlab.preflight import plan
+from normlab.run import Run
+from normlab.trainer import Trainer
+
+CONF = Path(__file__).parents[1] / "conf"
+TINY = ["data.num_train=96", "data.num_test=50", "eval_batch_size=16", "eval_train_samples=20", "log_every=1"]
+EXACT = [*TINY, "precision=fp64", "optim.lr=0.02", "optim.lr_scaling=none"]
+
+
+def typed(*overrides: str) -> Config:
+    """The configuration that a command line gives."""
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return to_typed(compose("config", list(overrides)))
+
+
+class Recorder:
+    """A logger that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.points: list[dict[str, float]] = []
+        self.notes: list[str] = []
+
+    def start(self, step: int, samples_seen: int) -> None:
+        self.points.clear()
+
+    def log(self, step: int, samples_seen: int, epoch: float, metrics: dict[str, float]) -> None:
+        self.points.append({"step": step, "samples_seen": samples_seen, "epoch": epoch, **metrics})
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self, final: dict[str, float] | None = None) -> None:
+        pass
+
+    def curve(self, tag: str) -> list[float]:
+        return [point[tag] for point in self.points if tag in point]
+
+
+class StopAt:
+    """A stop signal that one rank gets at its n-th step."""
+
+    def __init__(self, step: int, signal: int) -> None:
+        self.left, self.signal = step, signal
+
+    def __call__(self) -> int:
+        self.left -= 1
+        return self.signal if self.left == 0 else 0
+
+
+def ranks_here(rank: int) -> Ranks:
+    return Ranks(rank, dist.get_world_size(), dist.get_world_size() * 2, torch.device("cpu"))
+
+
+def build(rank: int, overrides: list[str]) -> Trainer:
+    """The trainer that a command line gives, on the ranks of the current group."""
+    ranks, cfg = ranks_here(rank), typed(*overrides)
+    dataset = data.load(cfg.data)
+    run = plan(cfg, dataset, world_size=ranks.world_size, study="test")
+    if rank == 0:
+        run.create()
+    if ranks.world_size > 1:
+        dist.barrier()
+    return Trainer(run, dataset, ranks)
+
+
+def run_training(
+    rank: int, overrides: list[str], stops: dict[int, tuple[int, int]] | None = None
+) -> dict[str, Any]:
+    """Train; `stops` gives a rank's (step, signal). Returns the curves, the outcome and the final state."""
+    trainer, recorder = build(rank, overrides), Recorder()
+    stop = StopAt(*stops[rank]) if stops and rank in stops else (lambda: 0)
+    outcome = trainer.train(recorder, stop)
+    return {
+        "loss": recorder.curve("train/loss"),
+        "points": recorder.points,
+        "notes": recorder.notes,
+        "outcome": outcome,
+        "run": trainer.run,
+        "state": {name: t.clone() for name, t in trainer.module.state_dict().items()},
+        "optimizer": trainer.optimizer.state_dict(),
+    }
+
+
+def assert_same_bits(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def directory_of(overrides: list[str], world_size: int) -> Run:
+    cfg = typed(*overrides)
+    return plan(cfg, data.load(cfg.data), world_size=world_size, study="test")

@@ -1,0 +1,126 @@
+"""Curves as their readers see them: TensorBoard's own, and metrics.jsonl."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from normlab.logger import FileLogger
+from normlab.progress import ProgressLogger
+from tests.runs import TINY, StopAt, build, directory_of
+
+SCALARS = {"train/loss", "train/accuracy", "train/batch_accuracy", "val/loss", "val/accuracy"}
+SCALARS |= {"lr", "images_per_second", "grad_norm", "epoch"}
+
+
+def train_with_files(rank, overrides, stop_at=None):
+    trainer = build(rank, overrides)
+    logger = FileLogger(trainer.run)
+    outcome = trainer.train(logger, StopAt(stop_at, 15) if stop_at else lambda: 0)
+    logger.close(outcome.metrics if outcome.status == "finished" else None)
+    return outcome
+
+
+def read(directory):
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
+    events.Reload()
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return events, [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def cut_and_straight(ranks, tmp_path_factory):
+    """The directories of one run stopped at its 7th step and resumed, and of one undisturbed."""
+    directories = []
+    for name, stops in [("cut", [7, None]), ("straight", [None])]:
+        overrides = [*TINY, f"output_dir={tmp_path_factory.mktemp(name)}", "batch_size=16", "epochs=2"]
+        for stop_at in stops:
+            outcome = ranks.run(train_with_files, overrides, stop_at, world_size=1)[0]
+        directories.append((directory_of(overrides, 1).directory, outcome))
+    return directories
+
+
+def test_tensorboard_reads_every_curve_over_samples_seen(cut_and_straight):
+    (_, _), (directory, outcome) = cut_and_straight
+    events, points = read(directory)
+    assert set(events.Tags()["scalars"]) == SCALARS
+    assert [e.step for e in events.Scalars("train/loss")] == [16 * step for step in range(1, 13)]
+    assert [e.step for e in events.Scalars("val/accuracy")] == [96, 192]
+    assert events.Scalars("val/accuracy")[-1].value == pytest.approx(outcome.metrics["val/accuracy"])
+    losses = [p["train/loss"] for p in points if "train/loss" in p]
+    assert [e.value for e in events.Scalars("train/loss")] == pytest.approx(losses, rel=1e-6)
+
+
+def test_metrics_jsonl_has_a_line_per_point_with_its_place(cut_and_straight):
+    (_, _), (directory, _) = cut_and_straight
+    _, points = read(directory)
+    assert all({"step", "samples_seen", "epoch"} <= p.keys() for p in points)
+    assert [p["step"] for p in points] == sorted(p["step"] for p in points)
+    assert points[5]["epoch"] == 1.0
+
+
+def test_a_resumed_run_has_the_curves_of_an_undisturbed_one(cut_and_straight):
+    (cut, _), (straight, _) = cut_and_straight
+    (cut_events, cut_points), (straight_events, straight_points) = read(cut), read(straight)
+    timing = {"images_per_second"}
+    assert [{k: v for k, v in p.items() if k not in timing} for p in cut_points] == [
+        {k: v for k, v in p.items() if k not in timing} for p in straight_points
+    ]
+    for tag in SCALARS - timing:
+        values = [[(e.step, e.value) for e in ev.Scalars(tag)] for ev in (cut_events, straight_events)]
+        assert values[0] == values[1], tag
+
+
+def test_points_after_the_checkpoint_are_forgotten(cut_and_straight, tmp_path):
+    """As after a kill: lines were written that no checkpoint knows of, the last one only half."""
+    run = directory_of([*TINY, f"output_dir={tmp_path}"], 1)
+    run.create()
+    logger = FileLogger(run)
+    logger.start(0, 0)
+    for step in (1, 2, 3):
+        logger.log(step, 10 * step, 0.0, {"train/loss": float(step)})
+    logger.close()
+    with run.metrics_path.open("a") as file:
+        file.write('{"step": 4, "train/lo')
+    logger = FileLogger(run)
+    logger.start(2, 20)
+    logger.log(3, 30, 0.0, {"train/loss": 33.0})
+    logger.close()
+    events, points = read(run.directory)
+    assert [(p["step"], p["train/loss"]) for p in points] == [(1, 1.0), (2, 2.0), (3, 33.0)]
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(10, 1.0), (20, 2.0), (30, 33.0)]
+
+
+def test_hparams_stand_in_the_runs_own_writer_with_the_final_metrics(cut_and_straight):
+    (_, _), (directory, outcome) = cut_and_straight
+    assert [p for p in directory.iterdir() if p.is_dir()] == []
+    events, _ = read(directory)
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    settings = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert settings["norm.name"].string_value == "bn"
+    assert settings["batch_size"].number_value == 16
+    content = events.summary_metadata["_hparams_/experiment"].plugin_data.content
+    metrics = plugin_data_pb2.HParamsPluginData.FromString(content).experiment.metric_infos
+    assert {m.name.tag for m in metrics} == outcome.metrics.keys()
+
+
+def shown(terminal):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=160)
+    progress = ProgressLogger(200, console)
+    progress.start(0, 0)
+    progress.log(10, 100, 0.5, {"train/loss": 1.25, "train/batch_accuracy": 0.5, "images_per_second": 321.0})
+    progress.log(20, 200, 1.0, {"val/accuracy": 0.75})
+    progress.note("a note")
+    progress.close()
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_tells_samples_loss_accuracy_and_speed(terminal):
+    text = shown(terminal)
+    for part in ("200/200 samples", "loss 1.250", "acc 0.500", "val acc 0.7500", "images/s 321", "a note"):
+        assert part in text
+    assert ("\x1b[" in text) == terminal

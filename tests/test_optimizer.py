@@ -1,0 +1,74 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from normlab.config import AdamWConfig, LrScaling, Schedule, SgdConfig
+from normlab.optimizer import LearningRate, build_optimizer, scaled_lr
+
+
+@pytest.mark.parametrize(("scaling", "expected"), [("none", 0.1), ("linear", 0.2), ("sqrt", 0.1 * math.sqrt(2))])
+def test_the_rate_follows_the_global_batch(scaling, expected):
+    cfg = SgdConfig(lr=0.1, lr_reference_batch=128, lr_scaling=LrScaling[scaling])
+    assert scaled_lr(cfg, 256) == pytest.approx(expected, rel=1e-15)
+
+
+def rate(schedule, warmup_epochs=0.0):
+    cfg = SgdConfig(lr=1.0, lr_scaling=LrScaling.none, schedule=schedule, warmup_epochs=warmup_epochs)
+    return LearningRate.from_config(cfg, global_batch_size=64, steps_per_epoch=10, total_steps=100)
+
+
+def test_cosine_falls_from_the_peak_to_zero():
+    lr = rate(Schedule.cosine)
+    assert [lr(0), lr(50), lr(25)] == pytest.approx([1.0, 0.5, (1 + math.sqrt(0.5)) / 2])
+    assert lr(99) == pytest.approx((1 + math.cos(math.pi * 0.99)) / 2)
+
+
+def test_step_is_a_tenth_after_each_milestone():
+    lr = rate(Schedule.step)
+    assert [lr(t) for t in (0, 49, 50, 74, 75, 99)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_warm_up_rises_linearly_to_the_peak_and_the_schedule_takes_what_is_left():
+    lr = rate(Schedule.cosine, warmup_epochs=2)
+    assert [lr(0), lr(9), lr(19), lr(20)] == pytest.approx([0.05, 0.5, 1.0, 1.0])
+    assert lr(60) == pytest.approx(0.5)
+    assert rate(Schedule.constant, warmup_epochs=2)(99) == 1.0
+
+
+@pytest.mark.parametrize(("decay", "expected"), [(None, 0.3), (0.0, 0.0), (0.1, 0.1)])
+def test_norm_parameters_and_biases_decay_by_their_own_setting(decay, expected):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    optimizer = build_optimizer(model, SgdConfig(weight_decay=0.3, norm_weight_decay=decay))
+    decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    for name, p in model.named_parameters():
+        assert decays.pop(id(p)) == (0.3 if name in ("0.weight", "3.weight") else expected), name
+    assert not decays
+
+
+@pytest.mark.parametrize(
+    ("cfg", "oracle"),
+    [
+        (SgdConfig(lr=0.1, weight_decay=0.01), lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=0.01)),
+        (
+            SgdConfig(lr=0.1, nesterov=True, weight_decay=0),
+            lambda p: torch.optim.SGD(p, 0.1, 0.9, nesterov=True),
+        ),
+        (
+            AdamWConfig(lr=0.1, beta2=0.99, weight_decay=0.01),
+            lambda p: torch.optim.AdamW(p, 0.1, (0.9, 0.99), 1e-8, 0.01),
+        ),
+    ],
+)
+def test_three_steps_are_those_of_torch(cfg, oracle):
+    ours, theirs = (nn.Linear(5, 3).double() for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(4, 5, dtype=torch.float64)
+    for model, optimizer in [(ours, build_optimizer(ours, cfg)), (theirs, oracle(theirs.parameters()))]:
+        for _ in range(3):
+            model(x).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.bias, theirs.bias, rtol=1e-12, atol=1e-12)

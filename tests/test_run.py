@@ -1,0 +1,99 @@
+"""A run's identity and its directory."""
+
+import json
+
+import pytest
+
+from normlab.config import ConfigError
+from normlab.run import Run, name_run
+from tests.runs import typed
+
+
+def named(*overrides: str, world_size: int = 2, fingerprint: str = "abc") -> Run:
+    return name_run(typed(*overrides), world_size=world_size, study="test", data_fingerprint=fingerprint)
+
+
+def test_the_directory_says_what_the_run_is():
+    run = named("norm=gn", "batch_size=4", "model=resnet20", "seed=3", "output_dir=out")
+    assert str(run.directory) == f"out/test/gn-b4-w2-resnet20-shapes-s3-{run.hash}"
+    assert run.config.world_size == 2
+
+
+@pytest.mark.parametrize("same", ["threads=1", "device=cpu", "output_dir=x", "log_every=1", "rerun=true"])
+def test_what_does_not_change_the_result_does_not_change_the_hash(same):
+    assert named(same).hash == named().hash
+
+
+@pytest.mark.parametrize("other", ["seed=1", "optim.lr=0.2", "norm.eps=1e-3", "epochs=3", "precision=bf16"])
+def test_what_changes_the_result_changes_the_hash(other):
+    assert named(other).hash != named().hash
+
+
+def test_data_enters_by_content():
+    assert named(fingerprint="other").hash != named().hash
+    assert named("data=image_folder", "data.root=a").hash == named("data=image_folder", "data.root=b").hash
+
+
+@pytest.mark.parametrize(
+    ("overrides", "samples", "expected"),
+    [
+        (["batch_size=8", "epochs=3"], 50, (3, 9)),
+        (["batch_size=8", "epochs=3", "max_samples=100"], 50, (3, 6)),
+        (["batch_size=8", "accumulate=3", "epochs=2"], 50, (1, 2)),
+    ],
+)
+def test_steps_count_whole_global_batches(overrides, samples, expected):
+    assert named(*overrides).steps(samples) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["batch_size=32"], ["batch_size=32", "world_size=2", "64", "50 training samples", "batch_size to 25"]),
+        (["batch_size=8", "max_samples=10"], ["global batch of 16", "10 max_samples", "batch_size to 5"]),
+        (["batch_size=8", "epochs=2", "optim.warmup_epochs=2"], ["optim.warmup_epochs=2", "2 epochs"]),
+    ],
+)
+def test_lengths_that_do_not_fit_are_named(overrides, words):
+    with pytest.raises(ConfigError) as caught:
+        named(*overrides).steps(50)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_result_says_what_the_run_was_and_how_it_ended(tmp_path):
+    run = named("norm=syncbn", "batch_size=4", "accumulate=2", f"output_dir={tmp_path}")
+    run.create()
+    assert run.result() is None
+    assert not run.ended()
+    run.write_result("finished", {"val/accuracy": 0.5}, {"wall_s": 1.0})
+    result = json.loads((run.directory / "result.json").read_text())
+    expected = {"status": "finished", "global_batch_size": 16, "normalization_batch_size": 8, "wall_s": 1.0}
+    assert expected.items() <= result.items()
+    assert run.ended()
+
+
+def test_the_first_rank_that_fails_is_the_cause_and_a_new_attempt_forgets_it(tmp_path):
+    run = named(f"output_dir={tmp_path}")
+    run.create()
+    assert run.fail("rank 1: out of memory", "...")
+    assert not run.fail("rank 0: connection closed by peer", "...")
+    assert run.result()["error"] == "rank 1: out of memory"
+    assert not run.ended()
+    run.create()
+    assert run.result() is None
+
+
+def test_rerun_starts_from_an_empty_directory(tmp_path):
+    run = named(f"output_dir={tmp_path}")
+    run.create()
+    run.checkpoint_path.write_text("old")
+    run.create()
+    assert run.checkpoint_path.exists()
+    named(f"output_dir={tmp_path}", "rerun=true").create()
+    assert sorted(p.name for p in run.directory.iterdir()) == ["config.yaml"]
+
+
+def test_an_output_dir_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"output_dir=.*file cannot be written"):
+        named(f"output_dir={tmp_path}/file").create()
