@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -49,6 +50,14 @@ class Job:
         out, err = self.process.communicate(timeout=PATIENCE_S)
         return self.process.returncode, out, err
 
+    def kill(self) -> None:
+        """End whatever is left."""
+        for pid in [self.process.pid, *descendants(self.process.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if self.process.returncode is None or not self.process.stdout.closed:
+            self.process.communicate()
+
     def directory(self) -> Path | None:
         return next(iter(self.folder.glob("runs/*/*")), None)
 
@@ -78,6 +87,20 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts jobs in the test's folder; they end with the test."""
+    jobs: list[Job] = []
+
+    def begin(*command: str) -> Job:
+        jobs.append(Job(tmp_path, *command))
+        return jobs[-1]
+
+    yield begin
+    for job in jobs:
+        job.kill()
 
 
 def train(folder: Path, *overrides: str) -> tuple[int, str, str]:
@@ -163,8 +186,10 @@ def test_a_run_killed_mid_epoch_and_started_again_ends_bit_for_bit_equal(world_s
 @pytest.mark.parametrize(
     ("stop_signal", "world_size"), [(signal.SIGTERM, 2), (signal.SIGINT, 1), (signal.SIGUSR2, 2)]
 )
-def test_a_stop_signal_finishes_the_step_saves_and_leaves_with_128_and_itself(stop_signal, world_size, tmp_path):
-    job = Job(tmp_path, TRAIN, *LONG, f"world_size={world_size}")
+def test_a_stop_signal_finishes_the_step_saves_and_leaves_with_128_and_itself(
+    stop_signal, world_size, start, tmp_path
+):
+    job = start(TRAIN, *LONG, f"world_size={world_size}")
     job.wait_for_step(3)
     others = job.ranks()
     job.process.send_signal(stop_signal)
@@ -177,8 +202,8 @@ def test_a_stop_signal_finishes_the_step_saves_and_leaves_with_128_and_itself(st
     until(lambda: not any(map(alive, others)))
 
 
-def test_a_rank_that_is_killed_takes_the_others_with_it(tmp_path):
-    job = Job(tmp_path, TRAIN, *LONG, "world_size=2")
+def test_a_rank_that_is_killed_takes_the_others_with_it(start):
+    job = start(TRAIN, *LONG, "world_size=2")
     job.wait_for_step(3)
     everyone = job.ranks()
     rank_processes = [pid for pid in everyone if "forkserver" in cmdline(pid) and len(descendants(pid)) == 0]
@@ -194,10 +219,10 @@ def cmdline(pid: int) -> str:
 
 
 @pytest.mark.parametrize("launcher", ["train.py", "torchrun"])
-def test_a_launcher_that_is_killed_takes_its_ranks_with_it(launcher, tmp_path):
+def test_a_launcher_that_is_killed_takes_its_ranks_with_it(launcher, start):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, TRAIN, *LONG] if launcher == "torchrun" else [TRAIN, *LONG, "world_size=2"]
-    job = Job(tmp_path, *command)
+    job = start(*command)
     job.wait_for_step(3)
     others = job.ranks()
     assert len(others) >= 2
