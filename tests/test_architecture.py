@@ -1,0 +1,66 @@
+"""Imports run one way, and a login node stays quick."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Each room may import from those before it, and from itself.
+LAYERS = [
+    ["normlab.config", "normlab.atomic"],
+    ["normlab.run", "normlab.distributed", "normlab.metrics", "normlab.norms", "normlab.data"],
+    ["normlab.models", "normlab.optimizer", "normlab.checkpoint", "normlab.logger", "normlab.progress"],
+    ["normlab.evaluate"],
+    ["normlab.trainer", "normlab.preflight"],
+    ["launch"],
+    ["train"],
+]
+WITHOUT_TORCH = ["normlab.config", "normlab.run", "launch.environment", "launch.process", "launch.local", "train"]
+
+
+def room(module: str) -> str | None:
+    """The room that a module belongs to: the longest name that is a prefix of it."""
+    rooms = [r for layer in LAYERS for r in layer if module == r or module.startswith(r + ".")]
+    return max(rooms, key=len, default=None)
+
+
+def modules() -> dict[str, Path]:
+    paths = [ROOT / "train.py", *ROOT.glob("normlab/**/*.py"), *ROOT.glob("launch/**/*.py")]
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in paths}
+    return {name: path for name, path in names.items() if name != "normlab"}
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_module_belongs_to_a_room():
+    assert [name for name in modules() if room(name) is None] == []
+
+
+def test_imports_run_one_way():
+    level = {r: i for i, layer in enumerate(LAYERS) for r in layer}
+    wrong = [
+        f"{name} imports {target}"
+        for name, path in modules().items()
+        for target in imported(path)
+        if (other := room(target)) and other != room(name) and level[other] >= level[room(name)]
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
+def test_what_a_login_node_imports_has_no_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
