@@ -5,9 +5,13 @@ value fails while Hydra composes, before any rank starts. Library code takes the
 values, never a DictConfig.
 """
 
+import ast
+import inspect
 import math
-from dataclasses import dataclass, field, fields, is_dataclass
+import sys
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from enum import Enum
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
@@ -81,6 +85,8 @@ class Nondivisible(Enum):
 
 @dataclass(kw_only=True)
 class NormConfig(Section):
+    """What every norm has."""
+
     group: ClassVar[str] = "norm"
 
     name: str = MISSING
@@ -172,6 +178,8 @@ class Stem(Enum):
 
 @dataclass(kw_only=True)
 class ModelConfig(Section):
+    """What every model has."""
+
     group: ClassVar[str] = "model"
 
     name: str = MISSING
@@ -213,6 +221,8 @@ class TorchvisionResNetConfig(ModelConfig):
 
 @dataclass(kw_only=True)
 class DataConfig(Section):
+    """What all data have."""
+
     group: ClassVar[str] = "data"
 
     name: str = MISSING
@@ -291,6 +301,8 @@ class Schedule(Enum):
 
 @dataclass(kw_only=True)
 class OptimConfig(Section):
+    """What every optimizer has."""
+
     group: ClassVar[str] = "optim"
 
     name: str = MISSING
@@ -479,12 +491,40 @@ SCHEMAS: dict[str, dict[str, type[Section]]] = {
 
 
 def register_schemas() -> None:
-    """Make the schemas known to Hydra; call before composing."""
+    """Make the schemas, and `--help`'s list of keys, known to Hydra; call before composing."""
+    OmegaConf.register_new_resolver("normlab_keys", describe_keys, replace=True)
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
     for group, schemas in SCHEMAS.items():
         for name, schema in schemas.items():
             store.store(group=f"schema/{group}", name=name, node=schema)
+
+
+def describe_keys() -> str:
+    """Every key with its default and meaning, from the dataclasses and the docstrings under their fields."""
+    lines = []
+    for node in ast.parse(inspect.getsource(sys.modules[__name__])).body:
+        schema = globals().get(node.name) if isinstance(node, ast.ClassDef) else None
+        if not (isinstance(schema, type) and issubclass(schema, Section)) or schema is Section:
+            continue
+        assert isinstance(node, ast.ClassDef)
+        lines += ["", (ast.get_docstring(node) or "").rstrip(".")]
+        specs = {spec.name: spec for spec in fields(schema)}
+        for declared, text in pairwise(node.body):
+            if isinstance(declared, ast.AnnAssign) and isinstance(text, ast.Expr):
+                name = ast.unparse(declared.target)
+                key = f"{schema.group}.{name}" if schema.group else name
+                lines.append(f"  {key} = {_default(specs[name])}".removesuffix(f" = {MISSING}"))
+                lines.append(f"      {' '.join(ast.literal_eval(text.value).split())}")
+    return "\n".join(lines).replace("$", "$$")  # Hydra reads $ as its own
+
+
+def _default(spec: "Field[Any]") -> str:
+    """A field's default as a command line would give it."""
+    default = plain(spec.default_factory() if callable(spec.default_factory) else spec.default)
+    if default is None or isinstance(default, bool):
+        return {None: "null", True: "true", False: "false"}[default]
+    return str(default)
 
 
 def to_typed(composed: DictConfig) -> Config:

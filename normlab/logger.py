@@ -93,7 +93,7 @@ class FileLogger:
             # alone: TensorBoard shows the last value of each one's curve.
             settings = {key: "null" if value is None else value for key, value in _flat(plain(self._run.config))}
             for summary in hparams(settings, final):
-                self._writer.file_writer.add_summary(summary)  # type: ignore[union-attr]
+                self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
         self._writer.close()
         self._lines.close()
 

@@ -69,7 +69,7 @@ class Trainer:
             dtype=self.dtype,
         )
         model = build_model(cfg.model, len(dataset.classes), seed=cfg.seed)
-        model = model.to(ranks.device, self.dtype, memory_format=self.memory_format)
+        model = model.to(ranks.device, self.dtype).to(memory_format=self.memory_format)
         self.module = convert_norms(model, cfg.norm).train()
         self.optimizer = build_optimizer(self.module, cfg.optim)
         self.learning_rate = LearningRate.from_config(

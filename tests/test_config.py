@@ -7,7 +7,7 @@ import pytest
 from hydra.errors import HydraException
 
 from normlab import config
-from normlab.config import SCHEMAS, ConfigError, plain
+from normlab.config import SCHEMAS, ConfigError, describe_keys, plain
 from tests.runs import CONF, typed
 
 CHOICES = sorted(
@@ -88,3 +88,10 @@ def test_identity_leaves_out_paths_threads_device_and_logging():
     assert not hidden & identity.keys()
     assert {"batch_size", "seed", "precision", "epochs"} <= identity.keys()
     assert "root" not in plain(typed("data=cifar10"), identity_only=True)["data"]
+
+
+def test_help_gives_every_key_its_default_and_its_meaning():
+    lines = describe_keys().splitlines()
+    for key in ("norm.momentum = 0.1", "optim.milestones = [0.5, 0.75]", "world_size = null", "compile = false"):
+        assert len(lines[lines.index(f"  {key}") + 1].strip()) > 10
+    assert "  norm" in lines
