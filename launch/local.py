@@ -32,8 +32,10 @@ def start_ranks(cfg: Config, study: str, run: Run) -> int:
 
     from launch.rank import run_started_rank
 
-    # Its own account of a failure is a page; ours is the rank and its error.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # Its own account of a stop or a failure is a page; ours is a line. Each of its loggers has its own level.
+    for name in list(logging.Logger.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     assert cfg.world_size is not None

@@ -59,7 +59,21 @@ def prepare(cfg: Config, study: str, world_size: int) -> Run:
         report(run)
     else:
         run.create()
+        print(describe(run, len(dataset.train)), file=sys.stderr)
     return run
+
+
+def describe(run: Run, train_samples: int) -> str:
+    """What is about to be trained, in two lines."""
+    cfg = run.config
+    assert cfg.world_size is not None
+    _, total_steps = run.steps(train_samples)
+    nbs = cfg.norm.normalization_batch_size(cfg.batch_size, cfg.world_size)
+    return (
+        f"{cfg.norm.name} in {cfg.model.name} on {cfg.data.name}: {total_steps} steps of "
+        f"{cfg.global_batch_size(cfg.world_size)} samples on {cfg.world_size} rank(s), {nbs} sharing statistics\n"
+        f"run: {run.directory}"
+    )
 
 
 def _train(run: Run, ranks: distributed.Ranks, stop_signal: StopSignal) -> int:

@@ -69,6 +69,9 @@ class FileLogger:
             lines = self._run.metrics_path.read_bytes().splitlines(keepends=True)
             whole = [line for line in lines if line.endswith(b"\n")]
             kept = b"".join(line for line in whole if json.loads(line)["step"] <= step)
+        if not step:  # killed before its first checkpoint
+            for events in self._run.directory.glob("events.out.tfevents.*"):
+                events.unlink()
         self._lines = self._run.metrics_path.open("wb")
         self._lines.write(kept)
         self._writer = SummaryWriter(str(self._run.directory), purge_step=samples_seen + 1 if step else None)

@@ -4,10 +4,14 @@ import ast
 import inspect
 
 import pytest
+import torch
 from hydra.errors import HydraException
 
-from normlab import config
+from normlab import config, data
 from normlab.config import SCHEMAS, ConfigError, describe_keys, plain
+from normlab.models import build_model
+from normlab.norms import convert_norms
+from normlab.optimizer import build_optimizer
 from tests.runs import CONF, typed
 
 CHOICES = sorted(
@@ -23,6 +27,23 @@ def test_every_choice_composes_and_its_section_carries_its_name(choice):
         section = getattr(cfg, group)
         assert type(section) in SCHEMAS[group].values()
         assert section.name == name or name == "torchvision"
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_has_a_builder(choice):
+    group, name = choice.split("=")
+    cfg = typed(choice)
+    if group == "data" and name != "shapes":
+        with pytest.raises(ConfigError, match=r"data\.root"):  # there is nothing to read, said by its own source
+            data.load(
+                typed(choice, *(["data.root=nowhere", "data.download=false"] if "cifar" in name else [])).data
+            )
+        return
+    assert len(data.load(typed("data.num_train=20", "data.num_test=10").data).train) == 20
+    with torch.device("meta"):
+        model = convert_norms(build_model(cfg.model, 7, seed=0), cfg.norm)
+        assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+    assert build_optimizer(model, cfg.optim).param_groups
 
 
 def test_every_field_has_a_docstring():

@@ -94,6 +94,18 @@ def test_points_after_the_checkpoint_are_forgotten(cut_and_straight, tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(10, 1.0), (20, 2.0), (30, 33.0)]
 
 
+def test_a_start_from_nothing_forgets_a_run_that_was_killed_before_its_first_checkpoint(tmp_path):
+    run = directory_of([*TINY, f"output_dir={tmp_path}"], 1)
+    run.create()
+    for value in (1.0, 2.0):
+        logger = FileLogger(run)
+        logger.start(0, 0)
+        logger.log(1, 10, 0.0, {"train/loss": value})
+        logger.close()
+    events, points = read(run.directory)
+    assert [p["train/loss"] for p in points] == [e.value for e in events.Scalars("train/loss")] == [2.0]
+
+
 def test_hparams_stand_in_the_runs_own_writer_with_the_final_metrics(cut_and_straight):
     (_, _), (directory, outcome) = cut_and_straight
     assert [p for p in directory.iterdir() if p.is_dir()] == []

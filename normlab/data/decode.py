@@ -22,7 +22,7 @@ def decode_all(paths: list[str], size: int) -> Iterator[np.ndarray]:
 
     Raises: ConfigError naming the first image that cannot be read.
     """
-    workers = min(8, len(os.sched_getaffinity(0)))
+    workers = min(8, os.cpu_count() or 1)
     blocks = [paths[start : start + BLOCK] for start in range(0, len(paths), BLOCK)]
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[np.ndarray]] = deque()
