@@ -15,7 +15,7 @@ from normlab import checkpoint
 from normlab.config import Precision
 from normlab.data.batches import TrainBatches, eval_batches
 from normlab.data.dataset import Dataset, Split
-from normlab.distributed import Ranks
+from normlab.distributed import Ranks, device_name
 from normlab.evaluate import evaluate
 from normlab.logger import Logger
 from normlab.metrics import add_batch, mean_metrics, zero_sums
@@ -247,7 +247,7 @@ class Trainer:
             "images_per_second": samples / self.train_s if self.train_s else None,
             "wall_s": self.earlier_wall_s + time.monotonic() - self.started,
             "device": str(self.ranks.device),
-            "device_name": torch.cuda.get_device_name() if self.ranks.device.type == "cuda" else "cpu",
+            "device_name": device_name(self.ranks.device),
             "threads": self.threads,
             "torch": torch.__version__,
             "resumed": self.resumed,
