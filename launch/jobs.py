@@ -1,0 +1,186 @@
+"""The jobs of a sweep: planned before any is started, and what became of them afterwards.
+
+Imports torch only while it plans, so that a launcher's plugin stays light.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from omegaconf import DictConfig
+
+from normlab.atomic import atomic_write
+from normlab.config import Config, ConfigError, DataConfig, plain, to_typed
+from normlab.run import Run
+
+if TYPE_CHECKING:
+    from normlab.data.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep. `run.config.world_size` is the number of its ranks, never null."""
+
+    run: Run
+    study: str
+    overrides: tuple[str, ...]
+    """The command line of this job alone: `norm=gn`, `seed=1`."""
+
+    total_samples: int
+    """Samples that the whole run trains on."""
+
+    places: tuple[int, ...]
+    """Where it stands in what the sweeper asked for: twice, where two jobs are the same run."""
+
+    @property
+    def name(self) -> str:
+        return " ".join(filter_overrides(self.overrides)) or self.run.directory.name
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of a job: finished, diverged, failed, skipped, stopped or queued; and more about it."""
+
+    job: Job
+    state: str
+    detail: str = ""
+
+
+_record: ContextVar[list[Ended]] = ContextVar("record")
+
+
+@contextmanager
+def sweep_record() -> Iterator[list[Ended]]:
+    """What becomes of the jobs of every launcher that Hydra calls inside the block.
+
+    A sweeper such as Optuna's calls its launcher many times and hands nothing back, so the end of the sweep,
+    its summary and its exit code, are the caller's.
+    """
+    record: list[Ended] = []
+    token = _record.set(record)
+    try:
+        yield record
+    finally:
+        _record.reset(token)
+
+
+def record_ended(ended: Sequence[Ended]) -> None:
+    """Called by a launcher before it returns to its sweeper."""
+    _record.get().extend(ended)
+
+
+def study_name(cfg: Config, hydra: DictConfig) -> str:
+    """The folder of a run's study: `study`, else the experiment's name, else default."""
+    return cfg.study or hydra.runtime.choices.get("experiment") or "default"
+
+
+def plan_jobs(
+    master_config: DictConfig, config_loader: ConfigLoader, sweep_overrides: Sequence[Sequence[str]]
+) -> list[Job]:
+    """The jobs that a sweeper asks for, each run once. Writes nothing; all that is wrong is found here.
+
+    Raises: ConfigError with a line for each mistake, which names the jobs that make it.
+    """
+    from normlab import data
+    from normlab.preflight import plan
+    from normlab.progress import ProgressLogger
+
+    jobs: dict[str, Job] = {}
+    datasets: dict[str, Dataset] = {}
+    mistakes: dict[str, list[str]] = {}
+
+    def load(cfg: DataConfig, progress: bool) -> "Dataset":
+        key = json.dumps([type(cfg).__name__, plain(cfg)])
+        if key not in datasets:
+            datasets[key] = data.load(cfg, ProgressLogger.loading if progress else None)
+        return datasets[key]
+
+    for place, overrides in enumerate(sweep_overrides):
+        try:
+            composed = config_loader.load_sweep_config(master_config, list(overrides))
+            cfg = to_typed(_without_hydra(composed))
+            study = study_name(cfg, composed.hydra)
+            dataset = load(cfg.data, cfg.progress)
+            run = plan(cfg, dataset, world_size=cfg.world_size or 1, study=study)
+            _, total_steps = run.steps(len(dataset.train))
+        except ConfigError as error:
+            mistakes.setdefault(str(error), []).append(" ".join(filter_overrides(overrides)))
+            continue
+        known = jobs.get(str(run.directory))
+        if known is None:
+            total_samples = total_steps * cfg.global_batch_size(run.config.world_size or 1)
+            job = Job(run, study, tuple(overrides), total_samples, (place,))
+        else:
+            job = replace(known, places=(*known.places, place))
+        jobs[str(run.directory)] = job
+    if mistakes:
+        raise ConfigError("\n".join(f"{_some(who)}: {what}" for what, who in mistakes.items()))
+    return list(jobs.values())
+
+
+def _without_hydra(composed: DictConfig) -> DictConfig:
+    from omegaconf import flag_override
+
+    task = composed.copy()
+    with flag_override(task, ["struct", "readonly"], [False, False]):
+        del task["hydra"]
+    return task
+
+
+def _some(names: list[str]) -> str:
+    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+
+
+def sweep_value(run: Run) -> float:
+    """`sweep_metric` of a run, for the sweeper; the worst value where it diverged, failed or has none.
+
+    The worst loss is infinite; the worst of everything else (accuracies, IoUs) is 0.
+    """
+    metric = run.config.sweep_metric
+    result = run.result() or {"metrics": {}}
+    worst = math.inf if metric.endswith("loss") else 0.0
+    value = result["metrics"].get(metric, worst)
+    return value if math.isfinite(value) else worst
+
+
+def job_returns(jobs: Sequence[Job]) -> list[JobReturn]:
+    """What a launcher gives back to its sweeper: a value for each job that it asked for, in its order.
+
+    A failed job too returns one: Hydra would raise at a FAILED JobReturn, and stop the sweep.
+    """
+    returns = {}
+    for job in jobs:
+        returned = JobReturn(overrides=list(job.overrides), working_dir=os.getcwd(), status=JobStatus.COMPLETED)
+        returned.return_value = sweep_value(job.run)
+        returns.update(dict.fromkeys(job.places, returned))
+    return [returns[place] for place in sorted(returns)]
+
+
+def to_train(jobs: Sequence[Job], *, retry_failed: bool) -> tuple[list[Job], list[Ended]]:
+    """Those that are left to do, and those that are skipped; `rerun` skips none."""
+    left: list[Job] = []
+    skipped: list[Ended] = []
+    for job in jobs:
+        result = job.run.result()
+        status = result["status"] if result else None
+        if job.run.config.rerun or not (job.run.ended() or (status == "failed" and not retry_failed)):
+            left.append(job)
+        elif status == "failed":
+            skipped.append(Ended(job, "skipped", "failed before; hydra.launcher.retry_failed=true tries again"))
+        else:
+            skipped.append(Ended(job, "skipped", f"{status} before; rerun=true starts it over"))
+    return left, skipped
+
+
+def announce(job: Job, launcher: dict[str, Any]) -> None:
+    """Say in the run's directory who will train it, for `launch.status`: {"launcher": "local", ...}."""
+    job.run.directory.mkdir(parents=True, exist_ok=True)
+    with atomic_write(job.run.directory / "launch.json") as file:
+        json.dump(launcher, file)
