@@ -16,11 +16,16 @@ class StopSignal:
     """Inside the block the first SIGTERM, SIGINT or SIGUSR2 is remembered instead of ending the process.
 
     Called, it gives that signal's number, or 0. A rank asks once a step, so that a step is never cut.
+    Inside another such block, what that one remembers already counts.
     """
 
     def __enter__(self) -> "StopSignal":
         self._signal = 0
         self._former = {s: signal.signal(s, self._remember) for s in STOP_SIGNALS}
+        for former in self._former.values():
+            outer = getattr(former, "__self__", None)
+            if isinstance(outer, StopSignal):
+                self._signal = self._signal or outer()
         return self
 
     def __exit__(
