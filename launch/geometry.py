@@ -50,7 +50,7 @@ def fit(
     if max_nodes is not None and nodes > max_nodes:
         raise ConfigError(
             f"world_size={world_size} needs {nodes} nodes at hydra.launcher.{key}={per_node}, more than "
-            f"hydra.launcher.max_nodes={max_nodes}; lower world_size to {max_nodes * per_node}, or raise max_nodes."
+            f"hydra.launcher.max_nodes={max_nodes}; lower world_size to {max_nodes * per_node}, or raise it."
         )
     tasks = world_size // nodes
     return Geometry(nodes, tasks, tasks if gpus_per_node else 0, cpus_per_task)
