@@ -6,7 +6,8 @@ Imports torch only while it plans, so that a launcher's plugin stays light.
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from omegaconf import DictConfig
 
+from launch.environment import rank_environment
 from normlab.atomic import atomic_write
 from normlab.config import Config, ConfigError, DataConfig, plain, to_typed
 from normlab.run import Run
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from normlab.data.dataset import Dataset
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One run of a sweep. `run.config.world_size` is the number of its ranks, never null."""
 
@@ -39,9 +41,8 @@ class Job:
     places: tuple[int, ...]
     """Where it stands in what the sweeper asked for: twice, where two jobs are the same run."""
 
-    @property
-    def name(self) -> str:
-        return " ".join(filter_overrides(self.overrides)) or self.run.directory.name
+    name: str
+    """What sets it apart from the others: those of its overrides that they do not all share."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,16 @@ def record_ended(ended: Sequence[Ended]) -> None:
     _record.get().extend(ended)
 
 
-def study_name(cfg: Config, hydra: DictConfig) -> str:
+def refuse_inside_rank() -> None:
+    """A sweep starts its own ranks. Raises: ConfigError inside a rank of torchrun or srun."""
+    if rank_environment(os.environ):
+        command = " ".join(["python train.py", *sys.argv[1:]])
+        raise ConfigError(f"a sweep starts its own ranks; run it outside torchrun and srun: {command}")
+
+
+def study_name(cfg: Config, choices: Mapping[str, Any]) -> str:
     """The folder of a run's study: `study`, else the experiment's name, else default."""
-    return cfg.study or hydra.runtime.choices.get("experiment") or "default"
+    return cfg.study or choices.get("experiment") or "default"
 
 
 def plan_jobs(
@@ -92,6 +100,7 @@ def plan_jobs(
     from normlab.preflight import plan
     from normlab.progress import ProgressLogger
 
+    shared = set.intersection(*map(set, sweep_overrides)) if len(sweep_overrides) > 1 else set()
     jobs: dict[str, Job] = {}
     datasets: dict[str, Dataset] = {}
     mistakes: dict[str, list[str]] = {}
@@ -106,7 +115,7 @@ def plan_jobs(
         try:
             composed = config_loader.load_sweep_config(master_config, list(overrides))
             cfg = to_typed(_without_hydra(composed))
-            study = study_name(cfg, composed.hydra)
+            study = study_name(cfg, composed.hydra.runtime.choices)
             dataset = load(cfg.data, cfg.progress)
             run = plan(cfg, dataset, world_size=cfg.world_size or 1, study=study)
             _, total_steps = run.steps(len(dataset.train))
@@ -116,7 +125,9 @@ def plan_jobs(
         known = jobs.get(str(run.directory))
         if known is None:
             total_samples = total_steps * cfg.global_batch_size(run.config.world_size or 1)
-            job = Job(run, study, tuple(overrides), total_samples, (place,))
+            own = [word for word in filter_overrides(overrides) if word not in shared]
+            name = " ".join(own) or run.directory.name
+            job = Job(run, study, tuple(overrides), total_samples, (place,), name)
         else:
             job = replace(known, places=(*known.places, place))
         jobs[str(run.directory)] = job
@@ -139,15 +150,18 @@ def _some(names: list[str]) -> str:
 
 
 def sweep_value(run: Run) -> float:
-    """`sweep_metric` of a run, for the sweeper; the worst value where it diverged, failed or has none.
+    """`sweep_metric` of a run, for the sweeper; the worst value where it did not finish.
 
     The worst loss is infinite; the worst of everything else (accuracies, IoUs) is 0.
+    Raises: ConfigError where a finished run has no such metric.
     """
     metric = run.config.sweep_metric
-    result = run.result() or {"metrics": {}}
-    worst = math.inf if metric.endswith("loss") else 0.0
-    value = result["metrics"].get(metric, worst)
-    return value if math.isfinite(value) else worst
+    result = run.result()
+    if result is None or result["status"] != "finished":
+        return math.inf if metric.endswith("loss") else 0.0
+    if metric not in result["metrics"]:
+        raise ConfigError(f"sweep_metric={metric} is none of {', '.join(result['metrics'])}; choose one of them.")
+    return result["metrics"][metric]
 
 
 def job_returns(jobs: Sequence[Job]) -> list[JobReturn]:
@@ -179,8 +193,20 @@ def to_train(jobs: Sequence[Job], *, retry_failed: bool) -> tuple[list[Job], lis
     return left, skipped
 
 
-def announce(job: Job, launcher: dict[str, Any]) -> None:
-    """Say in the run's directory who will train it, for `launch.status`: {"launcher": "local", ...}."""
-    job.run.directory.mkdir(parents=True, exist_ok=True)
-    with atomic_write(job.run.directory / "launch.json") as file:
-        json.dump(launcher, file)
+def announce(run: Run, launch: Mapping[str, Any]) -> None:
+    """Say in launch.json of the run's directory who is to train it; `launch.status` and result.json show it.
+
+    {"launcher": "local", "host": ..., "pid": ...} or {"launcher": "slurm", "job_id": "12_3", ...}, with
+    "total_samples" (for the time that is left) and whatever else the launcher wants to keep.
+    """
+    run.directory.mkdir(parents=True, exist_ok=True)
+    with atomic_write(run.directory / "launch.json") as file:
+        json.dump(dict(launch), file)
+
+
+def read_launch(run: Run) -> dict[str, Any] | None:
+    """launch.json; None for a run that no launcher started."""
+    try:
+        return json.loads((run.directory / "launch.json").read_text())
+    except FileNotFoundError:
+        return None

@@ -9,6 +9,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from launch.jobs import refuse_inside_rank
+
 
 @dataclass
 class LocalLauncherConfig:
@@ -33,6 +35,7 @@ class LocalLauncher(Launcher):
         self.jobs_per_gpu, self.retry_failed = jobs_per_gpu, retry_failed
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        refuse_inside_rank()
         self.config, self.config_loader = config, hydra_context.config_loader
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
