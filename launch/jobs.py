@@ -42,7 +42,7 @@ class Job:
     """Where it stands in what the sweeper asked for: twice, where two jobs are the same run."""
 
     name: str
-    """What sets it apart from the others: those of its overrides that they do not all share."""
+    """What sets it apart: those of its overrides that were not on the command line as they are."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def plan_jobs(
     from normlab.preflight import plan
     from normlab.progress import ProgressLogger
 
-    shared = set.intersection(*map(set, sweep_overrides)) if len(sweep_overrides) > 1 else set()
+    shared = set(master_config.hydra.overrides.task)
     jobs: dict[str, Job] = {}
     datasets: dict[str, Dataset] = {}
     mistakes: dict[str, list[str]] = {}

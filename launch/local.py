@@ -45,7 +45,19 @@ def run_job(cfg: Config, study: str, run: Run, surroundings: Surroundings) -> No
 
     if cfg.world_size == 1:
         sys.exit(run_rank(cfg, study, run))
+    _reuse_fork_server()
     sys.exit(start_ranks(cfg, study, run, surroundings))
+
+
+def _reuse_fork_server() -> None:
+    """Fork this job's ranks from the server that it was forked from itself, torch imported.
+
+    Python documents that a child reuses its parent's server, yet that of 3.11 starts another, without preload,
+    since only the server's address reaches the child, not its process id.
+    """
+    server = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
+    if server._forkserver_address is not None:
+        server.ensure_running = lambda: None
 
 
 def start_ranks(cfg: Config, study: str, run: Run, surroundings: Surroundings | None = None) -> int:
