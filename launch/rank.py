@@ -13,7 +13,7 @@ from normlab.config import Config, ConfigError
 from normlab.logger import FileLogger, LoggerList
 from normlab.preflight import plan
 from normlab.progress import ProgressLogger
-from normlab.run import Run
+from normlab.run import Run, name_run
 from normlab.trainer import Outcome, Trainer
 
 
@@ -90,6 +90,11 @@ def ended(run: Run) -> bool:
 def _train(run: Run, ranks: distributed.Ranks, stop_signal: StopSignal) -> int:
     cfg = run.config
     dataset = data.load(cfg.data)
+    named = name_run(cfg, world_size=ranks.world_size, study="", data_fingerprint=dataset.fingerprint)
+    if named.hash != run.hash:  # a job that waited in a queue, or a node with data of its own
+        raise RuntimeError(
+            f"the data here, or normlab's code, are no longer those that run {run.hash} was named for"
+        )
     logger = LoggerList()
     if ranks.rank == 0:
         watchers: list[Any] = [FileLogger(run)]
