@@ -1,5 +1,6 @@
 """The keys of hydra/launcher=slurm, and what they make of a run's ranks. Imports no torch."""
 
+import shlex
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -79,6 +80,16 @@ class SlurmConfig(Section):
     retry_failed: bool = True
     """Train again what failed before. false leaves it."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # SLURM looks at time limits about twice a minute, and may tell a job up to 60 s before it was to.
+        if self.timeout_min * 60 <= self.signal_delay_s + 60:
+            fits = self.signal_delay_s // 60 + 2
+            raise ConfigError(
+                f"hydra.launcher.timeout_min={self.timeout_min} leaves a job no time: it is told to stop "
+                f"signal_delay_s={self.signal_delay_s} s and up to 60 s more before; set it to {fits} or more."
+            )
+
     def geometry(self, job: Job) -> Geometry:
         """Raises: ConfigError where the run's ranks do not fit these limits."""
         config = job.run.config
@@ -110,7 +121,7 @@ class SlurmConfig(Section):
             "cpus_per_task": geometry.cpus_per_task,
             "array_parallelism": self.array_parallelism,
             # Jobs may start in another folder than the checkout, where normlab need not be installed.
-            "setup": [f"export PYTHONPATH={ROOT}${{PYTHONPATH:+:$PYTHONPATH}}", *self.setup],
+            "setup": [f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}", *self.setup],
             # A rank that dies ends its job. And srun has not taken --cpus-per-task from sbatch since 22.05.
             "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={geometry.cpus_per_task}", *self.srun_args],
             "additional_parameters": {"requeue": True, **self.extra},

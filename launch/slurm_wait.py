@@ -97,7 +97,7 @@ def last_words(submitted: Submitted) -> str:
 
 
 def _rank(log: Path) -> int:
-    return int(log.name.split("_")[-3])
+    return int(log.name.split("_")[-2])
 
 
 def _sleep(seconds: float, stop_signal: StopSignal) -> None:

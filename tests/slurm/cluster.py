@@ -29,10 +29,11 @@ def missing_programs() -> list[str]:
     return [program for program in PROGRAMS if shutil.which(program) is None]
 
 
-def until(condition: Callable[[], object], what: str = "the condition") -> None:
+def until(condition: Callable[[], object], what: str = "the condition", about: Callable[[], str] = str) -> None:
+    """Wait for `condition`; `about` tells more where that is in vain."""
     deadline = monotonic() + PATIENCE_S
     while not condition():
-        assert monotonic() < deadline, f"waited {PATIENCE_S} s for {what}"
+        assert monotonic() < deadline, f"waited {PATIENCE_S} s for {what}\n{about()}"
         sleep(0.05)
 
 
