@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from omegaconf import DictConfig
 
@@ -42,7 +43,7 @@ class Job:
     """Where it stands in what the sweeper asked for: twice, where two jobs are the same run."""
 
     name: str
-    """What sets it apart: those of its overrides that were not on the command line as they are."""
+    """What sets it apart: its overrides, without those that the command line gives all jobs alike."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def plan_jobs(
     from normlab.preflight import plan
     from normlab.progress import ProgressLogger
 
-    shared = set(master_config.hydra.overrides.task)
+    given = OverridesParser.create().parse_overrides(list(master_config.hydra.overrides.task))
+    fixed = {one.get_key_element() for one in given if not one.is_sweep_override()}
     jobs: dict[str, Job] = {}
     datasets: dict[str, Dataset] = {}
     mistakes: dict[str, list[str]] = {}
@@ -125,7 +127,7 @@ def plan_jobs(
         known = jobs.get(str(run.directory))
         if known is None:
             total_samples = total_steps * cfg.global_batch_size(run.config.world_size or 1)
-            own = [word for word in filter_overrides(overrides) if word not in shared]
+            own = [word for word in filter_overrides(overrides) if word.partition("=")[0] not in fixed]
             name = " ".join(own) or run.directory.name
             job = Job(run, study, tuple(overrides), total_samples, (place,), name)
         else:
