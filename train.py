@@ -18,25 +18,33 @@ from omegaconf.errors import OmegaConfBaseException
 
 from launch import local
 from launch.environment import choose_world_size, rank_environment
-from launch.process import USER_ERROR
+from launch.jobs import refuse_inside_rank, study_name, sweep_record, sweep_value
+from launch.plugins import register_launchers
+from launch.process import RUN_IS_BUSY, USER_ERROR
 from normlab.config import Config, ConfigError, register_schemas, to_typed
+from normlab.run import Run
 
 CONF = str(Path(__file__).parent / "conf")
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
-def app(composed: DictConfig) -> None:
-    """Compose -> Config -> start or join the ranks -> train."""
+def app(composed: DictConfig) -> float | None:
+    """Compose -> Config -> start or join the ranks -> train. Returns `sweep_metric`, for a sweeper."""
+    run: Run | None = None
     try:
         cfg = to_typed(composed)
-        study = cfg.study or HydraConfig.get().runtime.choices["experiment"] or "default"
+        study = study_name(cfg, HydraConfig.get().runtime.choices)
         joined = rank_environment(os.environ)
         world_size = choose_world_size(cfg.world_size, joined)
-        code = join(cfg, study, joined) if joined else start(replace(cfg, world_size=world_size), study)
+        if joined:
+            code = join(cfg, study, joined)
+        else:
+            code, run = start(replace(cfg, world_size=world_size), study)
     except ConfigError as error:
         code = complain(str(error))
     if code:
-        sys.exit(code)
+        sys.exit(USER_ERROR if code == RUN_IS_BUSY else code)
+    return sweep_value(run) if run else None
 
 
 def join(cfg: Config, study: str, environment: dict[str, str]) -> int:
@@ -50,12 +58,12 @@ def join(cfg: Config, study: str, environment: dict[str, str]) -> int:
     return run_rank(cfg, study)
 
 
-def start(cfg: Config, study: str) -> int:
+def start(cfg: Config, study: str) -> tuple[int, Run]:
     """Check, name the run, and train it: in this process, or on several ranks."""
     assert cfg.world_size is not None
     if cfg.world_size > 1:
         local.preload()
-    from launch.rank import prepare, run_rank
+    from launch.rank import ended, prepare, run_rank
     from normlab.distributed import available_cores, choose_device
 
     device = choose_device(cfg.device, cfg.world_size)
@@ -65,9 +73,9 @@ def start(cfg: Config, study: str) -> int:
             file=sys.stderr,
         )
     run = prepare(cfg, study, cfg.world_size)
-    if run.ended():
-        return 0
-    return local.start_ranks(cfg, study, run) if cfg.world_size > 1 else run_rank(cfg, study, run)
+    if ended(run):
+        return 0, run
+    return local.start_ranks(cfg, study, run) if cfg.world_size > 1 else run_rank(cfg, study, run), run
 
 
 def explain(error: Exception) -> str:
@@ -91,18 +99,36 @@ def complain(message: str) -> int:
     return USER_ERROR
 
 
+def call_hydra() -> int:
+    """Train, or sweep. Returns the exit code."""
+    try:
+        if {"-m", "--multirun"} & set(sys.argv):
+            refuse_inside_rank()
+        app()
+    except SystemExit as left:
+        return int(left.code or 0)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except ConfigError as error:
+        return complain(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        return complain(explain(error))
+    return 0
+
+
 def main() -> None:
     register_schemas()
+    register_launchers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands us its exceptions instead of printing them.
-    if rank_environment(os.environ) and {"-m", "--multirun"} & set(sys.argv):
-        command = " ".join(["python train.py", *sys.argv[1:]])
-        sys.exit(complain(f"a sweep starts its own ranks; run it outside torchrun and srun: {command}"))
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(complain(explain(error)))
+    with sweep_record() as record:
+        code = call_hydra()
+    if record:
+        from launch.table import print_summary
+
+        print_summary(record)
+        code = code or int(any(ended.state in ("failed", "stopped") for ended in record))
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":

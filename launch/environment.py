@@ -13,7 +13,8 @@ def rank_environment(env: Mapping[str, str]) -> dict[str, str] | None:
     """RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT; None outside a job.
 
     A rank is one whose RANK, WORLD_SIZE and MASTER_ADDR are set (torchrun), or that is a task of a SLURM step
-    of several (SLURM_NTASKS alone is no sign: a batch script has it without ranks).
+    of several (SLURM_NTASKS alone is no sign: a batch script has it without ranks), or one of submitit's local
+    executor.
     """
     if all(key in env for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR")):
         keys = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -28,6 +29,15 @@ def rank_environment(env: Mapping[str, str]) -> dict[str, str] | None:
             # Steps of one job may run side by side, so the port follows both numbers.
             "MASTER_PORT": env.get("MASTER_PORT")
             or str(20000 + (int(env["SLURM_JOB_ID"]) * 7 + int(env["SLURM_STEP_ID"])) % 20000),
+        }
+    if int(env.get("SUBMITIT_LOCAL_NTASKS", 1)) > 1:  # submitit's local executor: tasks of this machine
+        return {
+            "RANK": env["SUBMITIT_LOCAL_GLOBALID"],
+            "WORLD_SIZE": env["SUBMITIT_LOCAL_NTASKS"],
+            "LOCAL_RANK": env["SUBMITIT_LOCAL_LOCALID"],
+            "LOCAL_WORLD_SIZE": env["SUBMITIT_LOCAL_NTASKS"],
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(20000 + int(env["SUBMITIT_LOCAL_JOB_ID"]) % 20000),
         }
     return None
 

@@ -6,9 +6,13 @@ import multiprocessing.forkserver
 import os
 import sys
 import uuid
+from pathlib import Path
 
+from launch.process import Surroundings, end_with_parent
 from normlab.config import Config
 from normlab.run import Run
+
+ROOT = str(Path(__file__).parents[1])
 
 
 def preload() -> None:
@@ -16,11 +20,47 @@ def preload() -> None:
 
     Called early, it runs beside this process's own import: each rank then starts without one.
     """
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     multiprocessing.set_forkserver_preload(["launch.rank"])
+    # The server of Python 3.11 looks in its working folder alone, and passes over what it does not find there.
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = ROOT + (os.pathsep + path if path else "")
     multiprocessing.forkserver.ensure_running()
+    if path is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = path
 
 
-def start_ranks(cfg: Config, study: str, run: Run) -> int:
+def run_job(cfg: Config, study: str, run: Run, surroundings: Surroundings) -> None:
+    """A job of a sweep, in a process of its own forked from the fork server. Its exit code tells how it ended.
+
+    One rank is trained right here; more are started from here.
+    """
+    os.setsid()  # Ctrl-C on the terminal is the sweep's to pass on, once
+    end_with_parent()
+    surroundings.enter()
+    from launch.rank import run_rank
+
+    if cfg.world_size == 1:
+        sys.exit(run_rank(cfg, study, run))
+    _reuse_fork_server()
+    sys.exit(start_ranks(cfg, study, run, surroundings))
+
+
+def _reuse_fork_server() -> None:
+    """Fork this job's ranks from the server that it was forked from itself, torch imported.
+
+    Python documents that a child reuses its parent's server, yet that of 3.11 starts another, without preload,
+    since only the server's address reaches the child, not its process id.
+    """
+    server = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
+    if server._forkserver_address is not None:
+        server.ensure_running = lambda: None
+
+
+def start_ranks(cfg: Config, study: str, run: Run, surroundings: Surroundings | None = None) -> int:
     """Train `run` on world_size ranks of this machine. Returns the exit code of the job.
 
     SIGTERM, SIGINT and SIGUSR2 are passed on to the ranks, which save and leave; so does this process, with
@@ -36,8 +76,6 @@ def start_ranks(cfg: Config, study: str, run: Run) -> int:
     for name in list(logging.Logger.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     assert cfg.world_size is not None
     launch_config = LaunchConfig(
         min_nodes=1,
@@ -52,7 +90,7 @@ def start_ranks(cfg: Config, study: str, run: Run) -> int:
         signals_to_handle="SIGTERM,SIGINT,SIGUSR2",
     )
     try:
-        elastic_launch(launch_config, run_started_rank)(cfg, study, run)
+        elastic_launch(launch_config, run_started_rank)(cfg, study, run, surroundings or Surroundings())
     except SignalException as stopped:
         return 128 + stopped.sigval
     except ChildFailedError as failed:

@@ -3,44 +3,53 @@
 import os
 import sys
 import traceback
+from contextlib import ExitStack
 from typing import Any
 
-from launch.process import USER_ERROR, StopSignal, end_with_parent
+from launch.jobs import read_launch
+from launch.process import RUN_IS_BUSY, USER_ERROR, StopSignal, Surroundings, end_with_parent
 from normlab import data, distributed
 from normlab.config import Config, ConfigError
 from normlab.logger import FileLogger, LoggerList
 from normlab.preflight import plan
 from normlab.progress import ProgressLogger
-from normlab.run import Run
+from normlab.run import Run, name_run
 from normlab.trainer import Outcome, Trainer
 
 
-def run_started_rank(cfg: Config, study: str, run: Run) -> None:
+def run_started_rank(cfg: Config, study: str, run: Run, surroundings: Surroundings) -> None:
     """A rank that `launch.local` started: ends with its launcher, and tells it how by its exit code."""
     end_with_parent()
+    surroundings.enter()
     sys.exit(run_rank(cfg, study, run))
 
 
 def run_rank(cfg: Config, study: str, run: Run | None = None) -> int:
-    """Join the ranks, train the run, leave. Returns the exit code: 0, 2, or 128 + the stop signal.
+    """Join the ranks, train the run, leave. Returns the exit code: 0, 2, 3, or 128 + the stop signal.
 
     `run` was named by the process that started the ranks; where nobody did, rank 0 names it and tells the
-    others. Collective: every rank must call.
+    others. Rank 0 holds the run's lock for as long as it is trained. Collective: every rank must call.
     """
-    with StopSignal() as stop_signal:
+    rank = int(os.environ.get("RANK", 0))
+    training = False
+    with StopSignal() as stop_signal, ExitStack() as held:
         try:
             ranks = distributed.join(cfg.device)
-            if run is None:
-                run = ranks.on_rank0(lambda: prepare(cfg, study, ranks.world_size))
-            code = 0 if run.ended() else _train(run, ranks, stop_signal)
+            named = run
+            run, claimed = ranks.on_rank0(lambda: claim(named or prepare(cfg, study, ranks.world_size), held))
+            training = claimed == "train"
+            code = _train(run, ranks, stop_signal) if training else RUN_IS_BUSY if claimed == "busy" else 0
         except ConfigError as error:
             # Every rank has the same error, so one of them says it.
-            if int(os.environ.get("RANK", 0)) == 0:
+            if rank == 0:
                 print(f"error: {error}", file=sys.stderr)
+                if training:
+                    assert run is not None
+                    run.fail(str(error), "")
             code = USER_ERROR
         except Exception as error:
-            if run is None or run.fail(f"rank {os.environ.get('RANK', 0)}: {error}", traceback.format_exc()):
-                print(f"rank {os.environ.get('RANK', 0)}:\n{traceback.format_exc()}", file=sys.stderr)
+            if not training or run is None or run.fail(f"rank {rank}: {error}", traceback.format_exc()):
+                print(f"rank {rank}:\n{traceback.format_exc()}", file=sys.stderr)
             traceback.clear_frames(error.__traceback__)  # they hold the model
             code = 1
         distributed.leave()
@@ -48,19 +57,34 @@ def run_rank(cfg: Config, study: str, run: Run | None = None) -> int:
 
 
 def prepare(cfg: Config, study: str, world_size: int) -> Run:
-    """In one process: find what is wrong, name the run, make its directory unless it has ended.
-
-    Says what is there already where it has. Raises: ConfigError.
-    """
+    """In one process: find what is wrong, and name the run. Raises: ConfigError."""
     dataset = data.load(cfg.data, ProgressLogger.loading if cfg.progress else None)
-    run = plan(cfg, dataset, world_size=world_size, study=study)
-    if run.ended() and not cfg.rerun:
-        print("This run has ended before; rerun=true starts it over.", file=sys.stderr)
-        report(run)
-    else:
-        run.create()
-        print(describe(run, len(dataset.train)), file=sys.stderr)
-    return run
+    return plan(cfg, dataset, world_size=world_size, study=study)
+
+
+def claim(run: Run, held: ExitStack) -> tuple[Run, str]:
+    """Take the run's lock until `held` is left. "train" where there is something to do, "ended" or "busy"."""
+    if ended(run):
+        return run, "ended"
+    if not held.enter_context(run.lock()):
+        print(
+            f"error: {run.directory} is being trained by another process; wait for it to end, or stop it.",
+            file=sys.stderr,
+        )
+        return run, "busy"
+    if ended(run):  # while we waited for the lock
+        return run, "ended"
+    run.create()
+    return run, "train"
+
+
+def ended(run: Run) -> bool:
+    """Whether the run has ended before and is not to start over; says so, and shows what came of it."""
+    if run.config.rerun or not run.ended():
+        return False
+    print("This run has ended before; rerun=true starts it over.", file=sys.stderr)
+    report(run)
+    return True
 
 
 def describe(run: Run, train_samples: int) -> str:
@@ -79,8 +103,14 @@ def describe(run: Run, train_samples: int) -> str:
 def _train(run: Run, ranks: distributed.Ranks, stop_signal: StopSignal) -> int:
     cfg = run.config
     dataset = data.load(cfg.data)
+    named = name_run(cfg, world_size=ranks.world_size, study="", data_fingerprint=dataset.fingerprint)
+    if named.hash != run.hash:  # a job that waited in a queue, or a node with data of its own
+        raise RuntimeError(
+            f"the data here, or normlab's code, are no longer those that run {run.hash} was named for"
+        )
     logger = LoggerList()
     if ranks.rank == 0:
+        print(describe(run, len(dataset.train)), file=sys.stderr)
         watchers: list[Any] = [FileLogger(run)]
         if cfg.progress:
             _, total_steps = run.steps(len(dataset.train))
@@ -97,7 +127,8 @@ def _end(run: Run, outcome: Outcome, logger: LoggerList) -> None:
     if outcome.status == "stopped":
         print(f"stopped; the same command goes on from {run.checkpoint_path}", file=sys.stderr)
         return
-    run.write_result(outcome.status, outcome.metrics, outcome.measured)
+    launch = read_launch(run)
+    run.write_result(outcome.status, outcome.metrics, outcome.measured | ({"launch": launch} if launch else {}))
     report(run)
 
 

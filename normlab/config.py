@@ -462,6 +462,9 @@ class Config(Section):
     rerun: bool = setting(False, identity=False)
     """Start over where the run is finished or begun; what it left is deleted."""
 
+    sweep_metric: str = setting("val/accuracy", identity=False)
+    """What a run returns to the sweeper: a metric of result.json, or its worst value where it has none."""
+
     log_every: int = setting(10, minimum=1, identity=False)
     """Steps between logged training points."""
 

@@ -80,6 +80,7 @@ class FileLogger:
         finite = {tag: value if math.isfinite(value) else None for tag, value in metrics.items()}
         point = {"step": step, "samples_seen": samples_seen, "epoch": epoch, **finite}
         self._lines.write(json.dumps(point).encode() + b"\n")
+        self._lines.flush()  # `launch.status` and the table of a sweep read along
         for tag, value in {**metrics, "epoch": epoch}.items():
             self._writer.add_scalar(tag, value, samples_seen)
 

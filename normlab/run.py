@@ -3,10 +3,13 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from normlab.atomic import atomic_write
@@ -14,6 +17,10 @@ from normlab.config import Config, ConfigError, plain
 
 RESULTS_VERSION = 1
 """Raised whenever the harness changes so that the same configuration gives another result."""
+
+
+OF_THE_LAUNCHER = ("lock", "log.txt", "launch.json")
+"""Files in a run's directory that belong to who trains it at the moment, not to what was trained."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,11 @@ class Run:
     @property
     def metrics_path(self) -> Path:
         return self.directory / "metrics.jsonl"
+
+    @property
+    def log_path(self) -> Path:
+        """What a job of a sweep wrote to stdout and stderr."""
+        return self.directory / "log.txt"
 
     def steps(self, train_samples: int) -> tuple[int, int]:
         """(steps of an epoch, steps of the run) over `train_samples`; an incomplete last batch is dropped.
@@ -71,18 +83,46 @@ class Run:
         result = self.result()
         return result is not None and result["status"] in ("finished", "diverged")
 
+    @contextmanager
+    def lock(self) -> Iterator[bool]:
+        """Have the run to oneself inside the block, on all machines that share its directory's file system.
+
+        Gives False at once where another process has it. Makes the directory. The kernel frees the lock when
+        the process dies; over a network the file system must offer flock between its clients.
+        Raises: ConfigError where the directory cannot be written.
+        """
+        # It waits a second, since `launch.status` looks at locks, and a run that is stopping still has its own.
+        lock = FileLock(self.directory / "lock", timeout=1)
+        with self._writable():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with suppress(Timeout):
+                lock.acquire()
+        try:
+            yield lock.is_locked
+        finally:
+            lock.release()
+
     def create(self) -> None:
         """Make the directory, with config.yaml in it; `rerun` empties it first.
 
         Raises: ConfigError where it cannot be written.
         """
-        try:
-            if self.config.rerun and self.directory.exists():
-                shutil.rmtree(self.directory)
+        with self._writable():
             self.directory.mkdir(parents=True, exist_ok=True)
+            if self.config.rerun:
+                for path in self.directory.iterdir():
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    elif path.name not in OF_THE_LAUNCHER:
+                        path.unlink()
             (self.directory / "result.json").unlink(missing_ok=True)  # of an attempt that failed
             with atomic_write(self.directory / "config.yaml") as file:
                 file.write(OmegaConf.to_yaml(OmegaConf.create(plain(self.config))))
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise ConfigError(
                 f"output_dir={self.config.output_dir} cannot be written: {error.strerror} ({error.filename})."

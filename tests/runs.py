@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from hydra import compose, initialize_config_dir
 
+from launch.plugins import register_launchers
 from normlab import data
 from normlab.config import Config, register_schemas, to_typed
 from normlab.distributed import Ranks
@@ -22,6 +23,7 @@ EXACT = [*TINY, "precision=fp64", "optim.lr=0.02", "optim.lr_scaling=none"]
 def typed(*overrides: str) -> Config:
     """The configuration that a command line gives."""
     register_schemas()
+    register_launchers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return to_typed(compose("config", list(overrides)))
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 import train
 from launch import local
+from tests.runs import directory_of
 
 
 @pytest.fixture
@@ -119,6 +120,37 @@ def test_a_sweep_inside_a_rank_names_the_right_command(run_train, monkeypatch):
     code, err = run_train("-m", "norm=bn,gn")
     assert code == 2
     assert "python train.py -m norm=bn,gn" in err
+
+
+def test_a_preset_that_sweeps_is_refused_inside_a_rank_as_well(run_train, monkeypatch, tmp_path):
+    for key, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(key, value)
+    code, err = run_train("experiment=smoke_sweep")
+    assert code == 2
+    assert "python train.py experiment=smoke_sweep" in err
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_run_that_another_process_trains_is_named(run_train, tmp_path):
+    tiny = ["data.num_train=40", "data.num_test=10", "epochs=1", f"output_dir={tmp_path}/runs", "study=test"]
+    run = directory_of(tiny, 1)
+    with run.lock() as free:
+        assert free
+        code, err = run_train(*tiny)
+    assert code == 2
+    assert err.splitlines() == [
+        f"error: {run.directory} is being trained by another process; wait for it to end, or stop it."
+    ]
+    assert [path.name for path in run.directory.iterdir()] == ["lock"]
+
+
+def test_every_mistake_of_every_job_is_told_before_any_is_started(run_train, tmp_path):
+    code, err = run_train("-m", "norm=bn,gn", "batch_size=32,5000", "data.num_train=100", "data.num_test=10")
+    assert code == 2
+    (line,) = err.splitlines()
+    assert line.startswith("error: norm=bn batch_size=5000")
+    assert "(and 1 more): batch_size=5000 x" in line
+    assert list(tmp_path.glob("runs/*/*")) == []
 
 
 def test_a_world_size_that_contradicts_the_jobs_names_both(run_train, monkeypatch):

@@ -56,3 +56,15 @@ def test_world_size_is_what_the_job_has_else_what_was_asked_for_else_1():
     assert (choose_world_size(3, None), choose_world_size(None, None)) == (3, 1)
     with pytest.raises(ConfigError, match="world_size=4 contradicts the 2 ranks"):
         choose_world_size(4, TORCHRUN)
+
+
+def test_tasks_of_submitits_local_executor_join():
+    env = {
+        "SUBMITIT_LOCAL_NTASKS": "2",
+        "SUBMITIT_LOCAL_GLOBALID": "1",
+        "SUBMITIT_LOCAL_LOCALID": "1",
+        "SUBMITIT_LOCAL_JOB_ID": "77",
+    }
+    found = rank_environment(env)
+    assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_WORLD_SIZE"]) == ("1", "2", "2")
+    assert rank_environment({**env, "SUBMITIT_LOCAL_NTASKS": "1"}) is None

@@ -1,0 +1,56 @@
+"""How the ranks of a run lie on a cluster's nodes. Pure; imports no torch."""
+
+from dataclasses import dataclass
+
+from normlab.config import ConfigError
+
+
+@dataclass(frozen=True, order=True)
+class Geometry:
+    """What SLURM is asked for: one task is one rank, and every node has as many."""
+
+    nodes: int
+    tasks_per_node: int
+    gpus_per_node: int
+    """GPUs asked of each node: one for each of its ranks, or 0 for ranks on CPUs."""
+    cpus_per_task: int
+    """Cores of each rank; the threads it computes with."""
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.tasks_per_node
+
+
+def fit(
+    world_size: int,
+    *,
+    gpus_per_node: int,
+    tasks_per_node: int | None,
+    cpus_per_task: int,
+    max_nodes: int | None,
+) -> Geometry:
+    """The fewest nodes that hold `world_size` ranks, the same number on each.
+
+    A node holds one rank a GPU where it has any (`gpus_per_node` > 0), at most `tasks_per_node` where that is
+    given, and without both, all of them.
+
+    Raises: ConfigError where the ranks cannot be spread evenly, or need more than `max_nodes` nodes.
+    """
+    limits = {"tasks_per_node": tasks_per_node, "gpus_per_node": gpus_per_node or None}
+    given = {key: limit for key, limit in limits.items() if limit is not None}
+    key = min(given, key=given.__getitem__) if given else "tasks_per_node"
+    per_node = given.get(key, world_size)
+    nodes = -(-world_size // per_node)
+    if world_size % nodes:
+        below, above = (world_size // nodes) * nodes, (world_size // nodes + 1) * nodes
+        raise ConfigError(
+            f"world_size={world_size} needs {nodes} nodes at hydra.launcher.{key}={per_node}, and they would not "
+            f"hold the same number of ranks; choose world_size={below} or {above}."
+        )
+    if max_nodes is not None and nodes > max_nodes:
+        raise ConfigError(
+            f"world_size={world_size} needs {nodes} nodes at hydra.launcher.{key}={per_node}, more than "
+            f"hydra.launcher.max_nodes={max_nodes}; lower world_size to {max_nodes * per_node}, or raise it."
+        )
+    tasks = world_size // nodes
+    return Geometry(nodes, tasks, tasks if gpus_per_node else 0, cpus_per_task)

@@ -1,0 +1,50 @@
+"""`hydra/launcher=local`: the jobs of a sweep side by side on this machine. Imports no torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from launch.jobs import refuse_inside_rank
+
+
+@dataclass
+class LocalLauncherConfig:
+    """Keys under `hydra.launcher`."""
+
+    _target_: str = "hydra_plugins.normlab_local.LocalLauncher"
+
+    jobs_per_gpu: int = 1
+    """Jobs that share a GPU. Without GPUs, jobs are packed on the cores: one core a rank, or `threads`."""
+
+    retry_failed: bool = True
+    """Train again what failed before. false leaves it."""
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="local", node=LocalLauncherConfig, provider="normlab")
+
+
+class LocalLauncher(Launcher):
+    """Packs jobs, each with its own world_size, on the cores or GPUs of this machine."""
+
+    def __init__(self, *, jobs_per_gpu: int, retry_failed: bool) -> None:
+        self.jobs_per_gpu, self.retry_failed = jobs_per_gpu, retry_failed
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        refuse_inside_rank()
+        self.config, self.config_loader = config, hydra_context.config_loader
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        from launch.sweep import sweep
+
+        return sweep(
+            self.config,
+            self.config_loader,
+            job_overrides,
+            jobs_per_gpu=self.jobs_per_gpu,
+            retry_failed=self.retry_failed,
+        )

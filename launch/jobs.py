@@ -1,0 +1,214 @@
+"""The jobs of a sweep: planned before any is started, and what became of them afterwards.
+
+Imports torch only while it plans, so that a launcher's plugin stays light.
+"""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from omegaconf import DictConfig
+
+from launch.environment import rank_environment
+from normlab.atomic import atomic_write
+from normlab.config import Config, ConfigError, DataConfig, plain, to_typed
+from normlab.run import Run
+
+if TYPE_CHECKING:
+    from normlab.data.dataset import Dataset
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One run of a sweep. `run.config.world_size` is the number of its ranks, never null."""
+
+    run: Run
+    study: str
+    overrides: tuple[str, ...]
+    """The command line of this job alone: `norm=gn`, `seed=1`."""
+
+    total_samples: int
+    """Samples that the whole run trains on."""
+
+    places: tuple[int, ...]
+    """Where it stands in what the sweeper asked for: twice, where two jobs are the same run."""
+
+    name: str
+    """What sets it apart: its overrides, without those that the command line gives all jobs alike."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of a job: finished, diverged, failed, skipped, stopped or queued; and more about it."""
+
+    job: Job
+    state: str
+    detail: str = ""
+
+
+_record: ContextVar[list[Ended]] = ContextVar("record")
+
+
+@contextmanager
+def sweep_record() -> Iterator[list[Ended]]:
+    """What becomes of the jobs of every launcher that Hydra calls inside the block.
+
+    A sweeper such as Optuna's calls its launcher many times and hands nothing back, so the end of the sweep,
+    its summary and its exit code, are the caller's.
+    """
+    record: list[Ended] = []
+    token = _record.set(record)
+    try:
+        yield record
+    finally:
+        _record.reset(token)
+
+
+def record_ended(ended: Sequence[Ended]) -> None:
+    """Called by a launcher before it returns to its sweeper."""
+    _record.get().extend(ended)
+
+
+def refuse_inside_rank() -> None:
+    """A sweep starts its own ranks. Raises: ConfigError inside a rank of torchrun or srun."""
+    if rank_environment(os.environ):
+        command = " ".join(["python train.py", *sys.argv[1:]])
+        raise ConfigError(f"a sweep starts its own ranks; run it outside torchrun and srun: {command}")
+
+
+def study_name(cfg: Config, choices: Mapping[str, Any]) -> str:
+    """The folder of a run's study: `study`, else the experiment's name, else default."""
+    return cfg.study or choices.get("experiment") or "default"
+
+
+def plan_jobs(
+    master_config: DictConfig, config_loader: ConfigLoader, sweep_overrides: Sequence[Sequence[str]]
+) -> list[Job]:
+    """The jobs that a sweeper asks for, each run once. Writes nothing; all that is wrong is found here.
+
+    Raises: ConfigError with a line for each mistake, which names the jobs that make it.
+    """
+    from normlab import data
+    from normlab.preflight import plan
+    from normlab.progress import ProgressLogger
+
+    given = OverridesParser.create().parse_overrides(list(master_config.hydra.overrides.task))
+    fixed = {one.get_key_element() for one in given if not one.is_sweep_override()}
+    jobs: dict[str, Job] = {}
+    datasets: dict[str, Dataset] = {}
+    mistakes: dict[str, list[str]] = {}
+
+    def load(cfg: DataConfig, progress: bool) -> "Dataset":
+        key = json.dumps([type(cfg).__name__, plain(cfg)])
+        if key not in datasets:
+            datasets[key] = data.load(cfg, ProgressLogger.loading if progress else None)
+        return datasets[key]
+
+    for place, overrides in enumerate(sweep_overrides):
+        try:
+            composed = config_loader.load_sweep_config(master_config, list(overrides))
+            cfg = to_typed(_without_hydra(composed))
+            study = study_name(cfg, composed.hydra.runtime.choices)
+            dataset = load(cfg.data, cfg.progress)
+            run = plan(cfg, dataset, world_size=cfg.world_size or 1, study=study)
+            _, total_steps = run.steps(len(dataset.train))
+        except ConfigError as error:
+            mistakes.setdefault(str(error), []).append(" ".join(filter_overrides(overrides)))
+            continue
+        known = jobs.get(str(run.directory))
+        if known is None:
+            total_samples = total_steps * cfg.global_batch_size(run.config.world_size or 1)
+            own = [word for word in filter_overrides(overrides) if word.partition("=")[0] not in fixed]
+            name = " ".join(own) or run.directory.name
+            job = Job(run, study, tuple(overrides), total_samples, (place,), name)
+        else:
+            job = replace(known, places=(*known.places, place))
+        jobs[str(run.directory)] = job
+    if mistakes:
+        raise ConfigError("\n".join(f"{_some(who)}: {what}" for what, who in mistakes.items()))
+    return list(jobs.values())
+
+
+def _without_hydra(composed: DictConfig) -> DictConfig:
+    from omegaconf import flag_override
+
+    task = composed.copy()
+    with flag_override(task, ["struct", "readonly"], [False, False]):
+        del task["hydra"]
+    return task
+
+
+def _some(names: list[str]) -> str:
+    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+
+
+def sweep_value(run: Run) -> float:
+    """`sweep_metric` of a run, for the sweeper; the worst value where it did not finish.
+
+    The worst loss is infinite; the worst of everything else (accuracies, IoUs) is 0.
+    Raises: ConfigError where a finished run has no such metric.
+    """
+    metric = run.config.sweep_metric
+    result = run.result()
+    if result is None or result["status"] != "finished":
+        return math.inf if metric.endswith("loss") else 0.0
+    if metric not in result["metrics"]:
+        raise ConfigError(f"sweep_metric={metric} is none of {', '.join(result['metrics'])}; choose one of them.")
+    return result["metrics"][metric]
+
+
+def job_returns(jobs: Sequence[Job]) -> list[JobReturn]:
+    """What a launcher gives back to its sweeper: a value for each job that it asked for, in its order.
+
+    A failed job too returns one: Hydra would raise at a FAILED JobReturn, and stop the sweep.
+    """
+    returns = {}
+    for job in jobs:
+        returned = JobReturn(overrides=list(job.overrides), working_dir=os.getcwd(), status=JobStatus.COMPLETED)
+        returned.return_value = sweep_value(job.run)
+        returns.update(dict.fromkeys(job.places, returned))
+    return [returns[place] for place in sorted(returns)]
+
+
+def to_train(jobs: Sequence[Job], *, retry_failed: bool) -> tuple[list[Job], list[Ended]]:
+    """Those that are left to do, and those that are skipped; `rerun` skips none."""
+    left: list[Job] = []
+    skipped: list[Ended] = []
+    for job in jobs:
+        result = job.run.result()
+        status = result["status"] if result else None
+        if job.run.config.rerun or not (job.run.ended() or (status == "failed" and not retry_failed)):
+            left.append(job)
+        elif status == "failed":
+            skipped.append(Ended(job, "skipped", "failed before; hydra.launcher.retry_failed=true tries again"))
+        else:
+            skipped.append(Ended(job, "skipped", f"{status} before; rerun=true starts it over"))
+    return left, skipped
+
+
+def announce(run: Run, launch: Mapping[str, Any]) -> None:
+    """Say in launch.json of the run's directory who is to train it; `launch.status` and result.json show it.
+
+    {"launcher": "local", "host": ..., "pid": ...} or {"launcher": "slurm", "job_id": "12_3", ...}, with
+    "total_samples" (for the time that is left) and whatever else the launcher wants to keep.
+    """
+    run.directory.mkdir(parents=True, exist_ok=True)
+    with atomic_write(run.directory / "launch.json") as file:
+        json.dump(dict(launch), file)
+
+
+def read_launch(run: Run) -> dict[str, Any] | None:
+    """launch.json; None for a run that no launcher started."""
+    try:
+        return json.loads((run.directory / "launch.json").read_text())
+    except FileNotFoundError:
+        return None

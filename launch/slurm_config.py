@@ -1,0 +1,128 @@
+"""The keys of hydra/launcher=slurm, and what they make of a run's ranks. Imports no torch."""
+
+import shlex
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from launch.commit import ROOT
+from launch.geometry import Geometry, fit
+from launch.jobs import Job
+from normlab.config import ConfigError, Device, Section, setting
+
+
+@dataclass(kw_only=True)
+class SlurmConfig(Section):
+    """Keys under `hydra.launcher` with hydra/launcher=slurm. null leaves a choice to the cluster's default."""
+
+    group: ClassVar[str] = "hydra.launcher"
+
+    _target_: str = "hydra_plugins.normlab_slurm.SlurmLauncher"
+
+    partition: str | None = None
+    """Partition to submit to; `sinfo` lists them."""
+
+    account: str | None = None
+    """Account that the time is charged to; many clusters insist on one."""
+
+    qos: str | None = None
+    """Quality of service: its priority and limits."""
+
+    constraint: str | None = None
+    """Features that a node must have, such as a kind of GPU."""
+
+    timeout_min: int = setting(60, minimum=1)
+    """Minutes after which SLURM ends a job. It is then requeued and goes on, so a short limit, which is
+    scheduled sooner, loses little."""
+
+    signal_delay_s: int = setting(90, minimum=1)
+    """Seconds before that limit at which the ranks are told to save and leave. Longer than one step, an
+    evaluation and writing a checkpoint take."""
+
+    max_requeues: int = setting(20, minimum=0)
+    """How often a job may put itself back into the queue; then it stops, to be resumed by the same command."""
+
+    gpus_per_node: int = setting(0, minimum=0)
+    """GPUs that a node has: one rank each. A run asks for as many as it has ranks on a node. 0: ranks on CPUs."""
+
+    tasks_per_node: int | None = setting(None, minimum=1)
+    """Most ranks on one node. null: as many as it has GPUs, or all of a run."""
+
+    cpus_per_task: int = setting(4, minimum=1)
+    """Cores of each rank, and its `threads` where those are not set."""
+
+    max_nodes: int | None = setting(None, minimum=1)
+    """Most nodes of one run; a run that needs more is refused. null: no limit of ours."""
+
+    mem: str | None = None
+    """Memory of each node, such as 32G."""
+
+    array_parallelism: int = setting(256, minimum=1)
+    """Jobs of one array (the runs of one geometry) that may run at once."""
+
+    setup: list[str] = field(default_factory=list)
+    """Shell lines before srun: modules to load, variables to export."""
+
+    srun_args: list[str] = field(default_factory=list)
+    """More arguments of srun."""
+
+    extra: dict[str, Any] = field(default_factory=dict)
+    """More parameters of sbatch: {reservation: course, exclude: node7}."""
+
+    python: str | None = None
+    """The Python that jobs run. null: the one that submits; it must be reachable from the nodes."""
+
+    wait: bool = True
+    """Wait for the jobs and show how they do; false returns at once, with their ids."""
+
+    poll_s: float = setting(10.0, above=0)
+    """Seconds between two looks at the queue while waiting."""
+
+    retry_failed: bool = True
+    """Train again what failed before. false leaves it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # SLURM looks at time limits about twice a minute, and may tell a job up to 60 s before it was to.
+        if self.timeout_min * 60 <= self.signal_delay_s + 60:
+            fits = self.signal_delay_s // 60 + 2
+            raise ConfigError(
+                f"hydra.launcher.timeout_min={self.timeout_min} leaves a job no time: it is told to stop "
+                f"signal_delay_s={self.signal_delay_s} s and up to 60 s more before; set it to {fits} or more."
+            )
+
+    def geometry(self, job: Job) -> Geometry:
+        """Raises: ConfigError where the run's ranks do not fit these limits."""
+        config = job.run.config
+        assert config.world_size is not None
+        if config.device is Device.cuda and not self.gpus_per_node:
+            raise ConfigError(
+                "device=cuda with hydra.launcher.gpus_per_node=0 gives ranks no GPU; set it to a node's GPUs."
+            )
+        return fit(
+            config.world_size,
+            gpus_per_node=0 if config.device is Device.cpu else self.gpus_per_node,
+            tasks_per_node=self.tasks_per_node,
+            cpus_per_task=self.cpus_per_task,
+            max_nodes=self.max_nodes,
+        )
+
+    def sbatch_parameters(self, geometry: Geometry, study: str, submission: str) -> dict[str, Any]:
+        """What submitit's executor is told, in its own words."""
+        named = {key: getattr(self, key) for key in ("partition", "account", "qos", "constraint", "mem")}
+        return {
+            **{key: value for key, value in named.items() if value is not None},
+            **({"gpus_per_node": geometry.gpus_per_node} if geometry.gpus_per_node else {}),
+            "job_name": study,
+            "comment": submission,
+            "time": self.timeout_min,
+            "signal_delay_s": self.signal_delay_s,
+            "nodes": geometry.nodes,
+            "ntasks_per_node": geometry.tasks_per_node,
+            "cpus_per_task": geometry.cpus_per_task,
+            "array_parallelism": self.array_parallelism,
+            # Jobs may start in another folder than the checkout, where normlab need not be installed.
+            "setup": [f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}", *self.setup],
+            # A rank that dies ends its job. And srun has not taken --cpus-per-task from sbatch since 22.05.
+            "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={geometry.cpus_per_task}", *self.srun_args],
+            "additional_parameters": {"requeue": True, **self.extra},
+        }

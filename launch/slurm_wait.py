@@ -1,0 +1,106 @@
+"""See how submitted jobs end, without accounting: result.json tells what came of a run, squeue that it is over."""
+
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.jobs import Ended, Job, read_launch
+from launch.process import StopSignal
+from launch.squeue import job_of, read_queue
+
+GRACE_S = 15.0
+"""How long a result may take, over a shared file system, to be seen after its job has left the queue."""
+
+_ERROR = re.compile(r"^(error: .*|rank \d+: .*|slurmstepd: error: .*|[\w.]*(Error|Exception|Interrupt)\b.*)$")
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job that is in SLURM's queue, or was."""
+
+    job: Job
+    job_id: str
+    logs: Path
+    new: bool
+    """Whether this sweep submitted it; it may have been in the queue before."""
+
+
+def wait_for(submitted: Sequence[Submitted], before: Sequence[Ended], *, poll_s: float) -> list[Ended]:
+    """Block until every job has left the queue; show how they do. `before` had ended already.
+
+    A stop signal ends the waiting, not the jobs: the same command waits for them again.
+    """
+    from launch.table import SweepView
+
+    left = list(submitted)
+    gone_since: dict[str, float] = {}
+    begun: set[str] = set()
+    ended: list[Ended] = []
+    everyone = [*(each.job for each in submitted), *(each.job for each in before)]
+    with StopSignal() as stop_signal, SweepView(everyone) as view:
+        for past in before:
+            view.end(past)
+        while left and not stop_signal():
+            queue = read_queue()
+            for each in list(left) if queue is not None else []:
+                queued = job_of(read_launch(each.job.run), queue or {})
+                if queued:
+                    gone_since.pop(each.job_id, None)
+                    if queued.state == "RUNNING" and each.job_id not in begun:
+                        begun.add(each.job_id)
+                        view.begin(each.job)
+                    continue
+                since = gone_since.setdefault(each.job_id, time.monotonic())
+                if each.job.run.result() or time.monotonic() - since > GRACE_S:
+                    left.remove(each)
+                    ended.append(how_it_ended(each))
+                    view.end(ended[-1])
+            view.update()
+            _sleep(poll_s, stop_signal)
+    if stop_signal():
+        ids = " ".join(sorted({each.job_id for each in left}))
+        print(f"no longer waiting; the jobs go on. To end them: scancel {ids}", file=sys.stderr)
+        raise SystemExit(128 + stop_signal())
+    return ended
+
+
+def how_it_ended(submitted: Submitted) -> Ended:
+    """Of a job that has left the queue: from what it wrote."""
+    run = submitted.job.run
+    result = run.result()
+    if result is not None and result["status"] == "failed":
+        return Ended(submitted.job, "failed", " ".join(result["error"].split()))
+    if result is not None:
+        metric = run.config.sweep_metric
+        value = result["metrics"].get(metric)
+        return Ended(submitted.job, result["status"], "" if value is None else f"{metric} {value:.4f}")
+    words = last_words(submitted)
+    if run.checkpoint_path.exists():
+        return Ended(submitted.job, "stopped", f"{words}; the same command goes on from its checkpoint")
+    return Ended(submitted.job, "failed", words)
+
+
+def last_words(submitted: Submitted) -> str:
+    """The last line that looks like an error in what the ranks wrote, rank 0's first, with its rank."""
+    logs = sorted(submitted.logs.glob(f"{submitted.job_id}_*_log.err"), key=_rank)
+    last = ""
+    for log in logs:
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in lines if _ERROR.match(line)]
+        if errors:
+            return f"rank {_rank(log)}: {errors[-1]}"
+        last = last or (lines[-1] if lines else "")
+    return last or "it left nothing but its name in the queue; `sacct` may know more"
+
+
+def _rank(log: Path) -> int:
+    return int(log.name.split("_")[-2])
+
+
+def _sleep(seconds: float, stop_signal: StopSignal) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not stop_signal():
+        time.sleep(min(0.1, seconds))

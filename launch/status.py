@@ -1,0 +1,186 @@
+"""What became of runs, read from their directories and from SLURM's queue. Imports no torch.
+
+python -m launch.status runs [--json]
+"""
+
+import argparse
+import json
+import os
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.squeue import Queue, job_of, read_queue
+
+SIGNS_OF_LIFE = ("metrics.jsonl", "checkpoint.pt", "log.txt", "lock", "config.yaml", "launch.json")
+TAIL_BYTES = 1 << 16
+STATES = ("running", "queued", "stale", "failed", "diverged", "finished")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, from its last logged points."""
+
+    samples_seen: int = 0
+    accuracy: float | None = None
+    """val/accuracy of the last evaluation."""
+    images_per_second: float | None = None
+
+    def time_left_s(self, total_samples: int | None) -> float | None:
+        """At the speed of the last point; evaluations not counted."""
+        if not total_samples or not self.images_per_second:
+            return None
+        return max(0, total_samples - self.samples_seen) / self.images_per_second
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    run: str
+    """Its directory."""
+    state: str
+    """finished, diverged, failed (result.json); running (its lock is held, or SLURM runs it); queued; stale:
+    begun, and nobody is at it."""
+    age_s: float
+    """Since its last sign of life."""
+    samples_seen: int
+    total_samples: int | None
+    accuracy: float | None
+    time_left_s: float | None
+    detail: str
+    """A failed run's error, a queued job's reason."""
+
+
+def read_progress(directory: Path) -> Progress:
+    """From the end of metrics.jsonl: its last 64 KiB hold the last evaluation, unless logging is very dense."""
+    try:
+        with (directory / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return Progress()
+    points = [json.loads(line) for line in lines if line.startswith(b"{")]
+
+    def last(tag: str) -> Any:
+        return next((p[tag] for p in reversed(points) if p.get(tag) is not None), None)
+
+    return Progress(last("samples_seen") or 0, last("val/accuracy"), last("images_per_second"))
+
+
+def read_status(directory: Path, queue: Queue) -> RunStatus:
+    result, launch = _json(directory / "result.json"), _json(directory / "launch.json")
+    progress = read_progress(directory)
+    state, detail = _state(directory, result, launch, queue)
+    total = (launch or {}).get("total_samples")
+    ages = [path.stat().st_mtime for name in SIGNS_OF_LIFE if (path := directory / name).exists()]
+    return RunStatus(
+        run=str(directory),
+        state=state,
+        age_s=max(0.0, time.time() - max(ages)),
+        samples_seen=progress.samples_seen,
+        total_samples=total,
+        accuracy=(result or {}).get("metrics", {}).get("val/accuracy", progress.accuracy),
+        time_left_s=progress.time_left_s(total) if state == "running" else None,
+        detail=detail,
+    )
+
+
+def _state(
+    directory: Path, result: Mapping[str, Any] | None, launch: Mapping[str, Any] | None, queue: Queue
+) -> tuple[str, str]:
+    # The lock first: a run that is trained again still has the result of the attempt before for a moment.
+    if is_locked(directory / "lock"):
+        return "running", ""
+    job = job_of(launch, queue)
+    if job is not None:
+        waits = job.state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD")
+        return ("queued", job.reason) if waits else ("running", job.state.lower())
+    if result is not None:
+        return result["status"], str(result.get("error", "")).strip().rpartition("\n")[2]
+    if launch and launch["launcher"] == "local" and _lives_here(launch):
+        return "queued", "waits for its turn"
+    return "stale", "the command that began it goes on from its checkpoint"
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock: on this machine, and on others where the file system tells."""
+    import fcntl
+
+    try:
+        with path.open("rb") as file:
+            # Shared, and for a moment: two who look do not see each other, and who wants the lock waits longer.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _lives_here(launch: Mapping[str, Any]) -> bool:
+    if launch["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(launch["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+
+
+def find_runs(root: Path) -> list[Path]:
+    """The directories of runs below `root`, or `root` itself."""
+
+    def marked() -> Iterator[Path]:
+        for name in ("config.yaml", "launch.json"):
+            yield from (path.parent for path in root.rglob(name))
+
+    return sorted(set(marked()))
+
+
+def duration(seconds: float | None) -> str:
+    """12 s, 3 min, 4.5 h, 2.1 d."""
+    if seconds is None:
+        return ""
+    for unit, size in (("d", 86400), ("h", 3600)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m launch.status", description="What became of runs.")
+    parser.add_argument("root", type=Path, help="output_dir, a study's folder, or a run's")
+    parser.add_argument("--json", action="store_true", help="a list of objects instead of a table")
+    args = parser.parse_args()
+    if not args.root.is_dir():
+        print(f"error: {args.root} is no folder; give the output_dir of your runs.", file=sys.stderr)
+        sys.exit(2)
+    queue = read_queue()
+    if queue is None:
+        print("warning: squeue does not answer; what it would know is missing here", file=sys.stderr)
+    runs = [read_status(directory, queue or {}) for directory in find_runs(args.root)]
+    if args.json:
+        print(json.dumps([asdict(run) for run in runs], indent=2))
+        return
+    from launch.table import status_table
+
+    status_table(runs, args.root)
+    counts = Counter(run.state for run in runs)
+    print(", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) or "no runs")
+
+
+if __name__ == "__main__":
+    main()

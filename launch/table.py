@@ -1,0 +1,143 @@
+"""What a person sees of many runs: a live table on a terminal, plain lines elsewhere, a summary at the end."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from launch.jobs import Ended, Job
+from launch.status import RunStatus, duration, read_progress
+
+SAY_EVERY_S = 60.0
+STYLES = {
+    "finished": "green",
+    "diverged": "yellow",
+    "failed": "red",
+    "running": "bold",
+    "stopped": "yellow",
+    "stale": "yellow",
+}
+ORDER = ("finished", "skipped", "queued", "diverged", "stopped", "failed")
+
+
+class SweepView:
+    """Every job of a sweep while it goes on: state, samples, accuracy, time left.
+
+    A launcher tells it what begins and ends, and calls `update` a few times a second; the rest it reads from the
+    runs' directories. Where the terminal is too low for all, those that run come first.
+    """
+
+    def __init__(self, jobs: Sequence[Job], console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._state = dict.fromkeys(jobs, "waiting")
+        self._began: dict[Job, float] = {}
+        self._said_at = time.monotonic()
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> "SweepView":
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def begin(self, job: Job) -> None:
+        self._state[job], self._began[job] = "running", time.monotonic()
+        self._say(job, str(job.run.directory))
+
+    def end(self, ended: Ended) -> None:
+        self._state[ended.job] = ended.state
+        spent = f" ({duration(time.monotonic() - self._began[ended.job])})" if ended.job in self._began else ""
+        self._say(ended.job, ended.detail + spent)
+
+    def update(self) -> None:
+        if self._console.is_terminal:
+            self._live.update(self._table(), refresh=True)
+        elif time.monotonic() - self._said_at >= SAY_EVERY_S:
+            for job in self._in_state("running"):
+                _, _, samples, accuracy, left = self._row(job)
+                self._say(job, f"{samples} samples, accuracy {accuracy or 'none yet'}, {left or '?'} left")
+
+    def _say(self, job: Job, text: str) -> None:
+        self._said_at = time.monotonic()
+        if not self._console.is_terminal:
+            done = len(self._state) - len(self._in_state("waiting", "running"))
+            self._console.print(
+                f"[{done}/{len(self._state)}] {self._state[job]}: {job.name}: {text}", markup=False
+            )
+
+    def _in_state(self, *states: str) -> list[Job]:
+        return [job for job, state in self._state.items() if state in states]
+
+    def _table(self) -> Table:
+        counts = Counter(self._state.values())
+        table = Table(box=None, caption=", ".join(f"{n} {state}" for state, n in counts.items()))
+        for column in ("state", "run", "samples", "accuracy", "time left"):
+            table.add_column(column, no_wrap=True, overflow="ellipsis", ratio=1 if column == "run" else None)
+        room = self._console.height - 4
+        jobs = list(self._state)
+        if len(jobs) > room:
+            jobs = [*self._in_state("running"), *self._in_state("failed", "diverged"), *self._in_state("waiting")]
+        for job in jobs[:room]:
+            table.add_row(*self._row(job), style=STYLES.get(self._state[job], "dim"))
+        return table
+
+    def _row(self, job: Job) -> tuple[str, str, str, str, str]:
+        state = self._state[job]
+        progress = read_progress(job.run.directory)
+        return (
+            state,
+            job.name,
+            f"{progress.samples_seen}/{job.total_samples}",
+            "" if progress.accuracy is None else f"{progress.accuracy:.4f}",
+            duration(progress.time_left_s(job.total_samples)) if state == "running" else "",
+        )
+
+
+def print_summary(record: Sequence[Ended]) -> None:
+    """How a sweep ended, a line a job, what went wrong last; a failed job's log is named."""
+    console = Console(highlight=False, soft_wrap=True)
+    width = max(len(ended.job.name) for ended in record)
+    for ended in sorted(record, key=lambda ended: ORDER.index(ended.state)):
+        console.print(f"{ended.state:9}", style=STYLES.get(ended.state, ""), end=" ")
+        print(f"{ended.job.name:{width}}  {ended.detail}".rstrip())
+        if ended.state == "failed":
+            print(f"{'':9} {'':{width}}  log: {ended.job.run.log_path}")
+    counts = Counter(ended.state for ended in record)
+    print(", ".join(f"{counts[state]} {state}" for state in ORDER if counts[state]))
+    output_dirs = sorted({ended.job.run.config.output_dir for ended in record})
+    print(f"see: python -m launch.status {output_dirs[0]}")
+    sys.stdout.flush()
+
+
+def status_table(runs: Sequence[RunStatus], root: Path) -> None:
+    """The table of `python -m launch.status`, on stdout."""
+    console = Console(highlight=False)
+    table = Table(box=None, header_style="bold")
+    for column in ("state", "run", "samples", "accuracy", "time left", "last sign", ""):
+        table.add_column(column, no_wrap=True)
+    for run in runs:
+        name = str(Path(run.run).relative_to(root)) if run.run != str(root) else root.name
+        table.add_row(
+            run.state,
+            name,
+            f"{run.samples_seen}/{run.total_samples}" if run.total_samples else str(run.samples_seen),
+            "" if run.accuracy is None else f"{run.accuracy:.4f}",
+            duration(run.time_left_s),
+            f"{duration(run.age_s)} ago",
+            run.detail,
+            style=STYLES.get(run.state),
+        )
+    if not console.is_terminal:
+        console.width = 400  # lines are for grep there, not for the eye
+    console.print(table, soft_wrap=True)

@@ -1,0 +1,99 @@
+"""Planning a sweep, and what it hands back to the sweeper."""
+
+import math
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from launch.jobs import job_returns, plan_jobs, sweep_value, to_train
+from launch.plugins import register_launchers
+from normlab.config import ConfigError, register_schemas
+from tests.runs import CONF
+
+DATA = ["data.num_train=96", "data.num_test=50"]
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """Plans the jobs of `command`, an override a line, with these overrides for each job."""
+    register_schemas()
+    register_launchers()
+
+    def planned(*jobs: list[str], command=()):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            common = [*DATA, f"output_dir={tmp_path}", *command]
+            master = compose("config", common, return_hydra_config=True)
+            return plan_jobs(master, GlobalHydra.instance().config_loader(), [[*common, *job] for job in jobs])
+
+    return planned
+
+
+def test_each_job_has_its_own_world_size_and_is_named_by_what_sets_it_apart(plan):
+    one, two = plan(["norm=bn"], ["norm=syncbn", "world_size=2", "epochs=3"])
+    assert (one.run.config.world_size, two.run.config.world_size) == (1, 2)
+    assert (one.name, two.name) == ("norm=bn", "norm=syncbn world_size=2 epochs=3")
+    assert (one.total_samples, two.total_samples) == (960, 192)  # 10 x 3 x 32 and 3 x 1 x 64
+
+
+def test_the_study_is_that_of_the_experiment_unless_given(plan):
+    jobs = plan([], ["experiment=quickstart"], ["experiment=quickstart", "study=mine"])
+    assert [job.study for job in jobs] == ["default", "quickstart", "mine"]
+
+
+def test_a_run_that_is_asked_for_twice_is_trained_once_and_returned_twice(plan):
+    jobs = plan(["norm=bn"], ["norm=gn"], ["norm=bn", "seed=0"])
+    assert [job.name for job in jobs] == ["norm=bn", "norm=gn"]
+    bn, gn = jobs
+    for job, accuracy in [(bn, 0.25), (gn, 0.5)]:
+        job.run.create()
+        job.run.write_result("finished", {"val/accuracy": accuracy})
+    assert [returned.return_value for returned in job_returns(jobs)] == [0.25, 0.5, 0.25]
+
+
+def test_all_mistakes_are_collected_with_the_jobs_that_make_them(plan):
+    with pytest.raises(ConfigError) as raised:
+        plan(["batch_size=200"], [], ["batch_size=200", "seed=1"], ["norm=gn", "norm.num_groups=3"])
+    lines = str(raised.value).splitlines()
+    assert len(lines) == 2
+    assert "batch_size=200 (and 1 more): batch_size=200 x" in lines[0]
+    assert "norm.num_groups=3" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("metric", "status", "worst"),
+    [("val/accuracy", "diverged", 0.0), ("val/loss", "failed", math.inf), ("val/loss", None, math.inf)],
+)
+def test_what_did_not_finish_returns_the_worst_value(metric, status, worst, plan):
+    (job,) = plan([], command=[f"sweep_metric={metric}"])
+    job.run.create()
+    if status:
+        job.run.write_result(status, {})
+    assert sweep_value(job.run) == worst
+
+
+def test_a_metric_that_a_run_does_not_have_lists_those_it_has(plan):
+    (job,) = plan([], command=["sweep_metric=val/acc"])
+    job.run.create()
+    job.run.write_result("finished", {"val/accuracy": 0.5, "val/loss": 1.0})
+    with pytest.raises(ConfigError, match="sweep_metric=val/acc is none of val/accuracy, val/loss"):
+        sweep_value(job.run)
+
+
+@pytest.mark.parametrize(
+    ("retry_failed", "rerun", "left"),
+    [(True, False, "failed begun new"), (False, False, "begun new"), (False, True, "all")],
+)
+def test_what_is_done_is_skipped_and_the_rest_is_trained(retry_failed, rerun, left, plan):
+    seeds = {"finished": 0, "diverged": 1, "failed": 2, "begun": 3, "new": 4}
+    jobs = plan(*([f"seed={seed}"] for seed in seeds.values()), command=[f"rerun={rerun}"])
+    for status, job in zip(seeds, jobs, strict=True):
+        if status != "new":
+            job.run.create()
+        if status in ("finished", "diverged", "failed"):
+            job.run.write_result(status, {})
+    to_do, skipped = to_train(jobs, retry_failed=retry_failed)
+    expected = list(seeds) if left == "all" else left.split()
+    assert [job.name for job in to_do] == [f"seed={seeds[status]}" for status in expected]
+    assert [ended.job for ended in skipped] == [job for job in jobs if job not in to_do]
+    assert {ended.state for ended in skipped} <= {"skipped"}

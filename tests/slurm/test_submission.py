@@ -1,0 +1,201 @@
+"""What is submitted, against stand-ins of SLURM's commands: no cluster is needed."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.commit import ROOT, Code, current_code
+from launch.geometry import Geometry
+from launch.jobs import Job, read_launch
+from launch.slurm import submit
+from launch.slurm_config import SlurmConfig
+from launch.slurm_wait import Submitted, how_it_ended
+from launch.squeue import job_of, read_queue
+from normlab.config import ConfigError
+from normlab.run import name_run
+from tests.runs import typed
+
+KEPT = Path(__file__).with_name("kept_sbatch.sh")
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """Puts stand-ins for SLURM's commands on the path: `commands(squeue="echo ...")`, in shell."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+
+    def put(**scripts: str) -> None:
+        for name, script in scripts.items():
+            (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+            (folder / name).chmod(0o755)
+
+    put(srun="", squeue="", sbatch=f"env >{tmp_path}/env; echo Submitted batch job 7$(ls {folder} | wc -l)")
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return put
+
+
+def job(tmp_path: Path, *overrides: str, world_size: int = 1) -> Job:
+    cfg = typed(f"output_dir={tmp_path}/runs", *overrides)
+    run = name_run(cfg, world_size=world_size, study="sizes", data_fingerprint="x")
+    return Job(run, "sizes", overrides, total_samples=96, places=(0,), name=" ".join(overrides))
+
+
+def jobs(tmp_path: Path, *world_sizes: int, seeds: int = 1) -> list[Job]:
+    return [job(tmp_path, f"seed={seed}", world_size=w) for w in world_sizes for seed in range(seeds)]
+
+
+def sbatch_file(tmp_path: Path) -> str:
+    (path,) = tmp_path.glob("runs/.slurm/*/*_submission.sh")
+    text = path.read_text().replace(str(path.parent), "LOGS").replace(path.parent.name, "SUBMISSION")
+    return text.replace(sys.executable, "PYTHON").replace(str(ROOT), "ROOT")
+
+
+def test_the_sbatch_file_is_the_one_that_was_kept(commands, tmp_path):
+    config = SlurmConfig(
+        partition="gpu",
+        account="vision",
+        qos="long",
+        constraint="h200",
+        mem="64G",
+        timeout_min=240,
+        gpus_per_node=8,
+        cpus_per_task=12,
+        array_parallelism=16,
+        setup=["module load cuda"],
+        srun_args=["--cpu-bind=cores"],
+        extra={"reservation": "course"},
+    )
+    submit(jobs(tmp_path, 16, seeds=3), config)
+    assert sbatch_file(tmp_path) == KEPT.read_text()
+
+
+def test_each_geometry_is_an_array_and_each_run_knows_its_element(commands, tmp_path):
+    commands(sbatch=f"echo x >>{tmp_path}/n; echo Submitted batch job 7$(wc -l <{tmp_path}/n)")
+    both = jobs(tmp_path, 1, 4, seeds=2)
+    submitted, busy = submit(both, SlurmConfig(tasks_per_node=2))
+    assert [s.job_id for s in submitted] == ["71_0", "71_1", "72_0", "72_1"]
+    assert busy == []
+    launch = read_launch(both[3].run)
+    assert (launch["job_id"], launch["geometry"]["nodes"]) == ("72_1", 2)
+    assert launch["submitted"]["commit"] == current_code().commit != ""
+
+
+def test_a_run_in_the_queue_is_not_submitted_again_and_another_jobs_id_does_not_count(commands, tmp_path):
+    one = jobs(tmp_path, 1)
+    submit(one, SlurmConfig())
+    launch = read_launch(one[0].run)
+    commands(sbatch="exit 1", squeue=f"echo '{launch['job_id']}|PENDING|Priority|{launch['submission']}'")
+    (again,), _ = submit(one, SlurmConfig())
+    assert (again.job_id, again.new) == (launch["job_id"], False)
+    assert job_of(launch, read_queue()).reason == "Priority"
+    commands(sbatch="echo Submitted batch job 99", squeue=f"echo '{launch['job_id']}|PENDING|None|normlab-other'")
+    (new,), _ = submit(one, SlurmConfig())
+    assert (new.job_id, new.new) == ("99", True)
+
+
+def test_a_run_that_another_process_trains_is_left_alone(commands, tmp_path):
+    (one,) = jobs(tmp_path, 1)
+    with one.run.lock():
+        submitted, (busy,) = submit([one], SlurmConfig())
+    assert (submitted, busy.state) == ([], "skipped")
+    assert "another process" in busy.detail
+
+
+def test_what_rerun_deletes_is_deleted_at_submission_and_not_when_the_job_is_requeued(commands, tmp_path):
+    import submitit
+
+    one = job(tmp_path, "rerun=true")
+    one.run.create()
+    one.run.checkpoint_path.write_bytes(b"old")
+    (sent,), _ = submit([one], SlurmConfig(cpus_per_task=3))
+    assert not one.run.checkpoint_path.exists()
+    task = submitit.SlurmJob(sent.logs, sent.job_id).submission().function
+    assert (task.run.config.rerun, task.run.config.threads) == (False, 3)
+    assert task.run.directory == one.run.directory
+
+
+def test_the_variables_of_a_job_that_submits_are_hidden_but_the_way_to_slurm_is_kept(
+    commands, tmp_path, monkeypatch
+):
+    for key in ("SLURM_CPU_BIND", "SLURM_JOB_ID", "RANK", "MASTER_PORT", "SLURM_CONF"):
+        monkeypatch.setenv(key, "1")
+    submit(jobs(tmp_path, 1), SlurmConfig())
+    seen = set(re.findall(r"^(SLURM\w*|RANK|MASTER_\w+)=", (tmp_path / "env").read_text(), re.MULTILINE))
+    assert seen == {"SLURM_CONF"}
+    assert os.environ["SLURM_JOB_ID"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "world_size", "words"),
+    [
+        ({"gpus_per_node": 8}, 11, ["world_size=11", "hydra.launcher.gpus_per_node=8"]),
+        ({"array_parallelism": 0}, 1, ["hydra.launcher.array_parallelism=0", "at least 1"]),
+        ({"timeout_min": 2}, 1, ["hydra.launcher.timeout_min=2", "signal_delay_s=90", "3 or more"]),
+        ({"partition": "gpus"}, 1, ["sbatch refused", "invalid partition"]),
+    ],
+)
+def test_a_mistake_names_the_key_and_submits_nothing(commands, settings, world_size, words, tmp_path):
+    commands(sbatch="echo 'sbatch: error: invalid partition specified: gpus' >&2; exit 1")
+    with pytest.raises(ConfigError) as error:
+        submit(jobs(tmp_path, 1, world_size), SlurmConfig(**settings))
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
+
+
+def test_without_an_answer_of_squeue_nothing_is_submitted(commands, tmp_path):
+    commands(squeue="exit 1")
+    with pytest.raises(ConfigError, match="squeue does not answer"):
+        submit(jobs(tmp_path, 1), SlurmConfig())
+
+
+def test_cuda_without_gpus_is_refused_and_cpu_takes_none(tmp_path):
+    with pytest.raises(ConfigError, match=r"device=cuda with hydra\.launcher\.gpus_per_node=0"):
+        SlurmConfig().geometry(job(tmp_path, "device=cuda"))
+    on_cpu = SlurmConfig(gpus_per_node=8).geometry(job(tmp_path, "device=cpu", world_size=4))
+    assert on_cpu == Geometry(1, 4, 0, 4)
+
+
+def ended(tmp_path, **logs: str):
+    """How a job ends that left these logs, by rank."""
+    one = job(tmp_path)
+    one.run.directory.mkdir(parents=True, exist_ok=True)
+    folder = tmp_path / "logs"
+    folder.mkdir(exist_ok=True)
+    for rank, text in logs.items():
+        (folder / f"12_3_{rank.removeprefix('rank')}_log.err").write_text(text)
+    return how_it_ended(Submitted(one, "12_3", folder, new=True))
+
+
+def test_a_job_that_left_no_result_is_told_by_what_its_ranks_said_last(tmp_path):
+    shown = ended(tmp_path, rank0="error: data.root=nowhere is no folder\nsrun: done\n", rank1="")
+    assert (shown.state, shown.detail) == ("failed", "rank 0: error: data.root=nowhere is no folder")
+    shown = ended(tmp_path, rank0="loading\n", rank1="Traceback ...\nMemoryError: out of memory\n", rank10="")
+    assert shown.detail == "rank 1: MemoryError: out of memory"
+
+
+def test_a_tree_that_changes_changes_its_code(tmp_path):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    assert current_code(tmp_path / "nowhere") == Code()
+    subprocess.run([*git, "init", "-q"], check=True)
+    (tmp_path / "file").write_text("1")
+    subprocess.run([*git, "add", "file"], check=True)
+    subprocess.run([*git, "commit", "-qm", "one"], check=True)
+    clean = current_code(tmp_path)
+    assert len(clean.commit) == 40
+    assert clean.diff == ""
+    (tmp_path / "file").write_text("2")
+    once = current_code(tmp_path)
+    (tmp_path / "file").write_text("3")
+    assert "" not in (once.diff, current_code(tmp_path).diff)
+    assert once.diff != current_code(tmp_path).diff
+
+
+def test_submission_imports_no_torch():
+    modules = "launch.slurm, launch.slurm_task, launch.slurm_wait, launch.plugins, submitit, sys"
+    code = f"import {modules}; launch.plugins.register_launchers(); print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "False"

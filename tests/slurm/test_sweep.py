@@ -1,0 +1,189 @@
+"""Sweeps on a real cluster: real jobs, real requeues."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.slurm.cluster import until
+from tests.slurm.sweeps import TINY, TRAIN, Sweep, change_ranks
+
+
+def assert_same_state(ours: dict, theirs: dict) -> None:
+    for part in ("model", "optimizer"):
+        assert str(ours[part].keys()) == str(theirs[part].keys())
+    assert ours["step"] == theirs["step"]
+    for name, tensor in theirs["model"].items():
+        assert torch.equal(ours["model"][name], tensor), name
+    assert torch.equal(ours["rank_state"], theirs["rank_state"])
+
+
+def test_a_sweep_of_two_geometries_ends_as_the_same_runs_trained_here(cluster, tmp_path):
+    command = [*TINY, "epochs=1", "world_size=1,2", "seed=0,1", "norm=syncbn", "precision=fp64", "threads=1"]
+    there, here = Sweep(tmp_path / "there", cluster), Sweep(tmp_path / "here")
+    for sweep in (there, here):
+        sweep.folder.mkdir()
+        done = sweep.run(*command)
+        assert done.returncode == 0, done.stdout + done.stderr
+    found, expected = there.results(), here.results()
+    assert len(found) == 4
+    assert found.keys() == expected.keys()
+    for name, result in found.items():
+        assert result["metrics"] == pytest.approx(expected[name]["metrics"], rel=1e-9), name
+        nodes = 2 if result["world_size"] == 2 else 1
+        assert result["launch"]["geometry"]["nodes"] == nodes
+    # One array a geometry, and the second rank of a run was on the second node.
+    arrays = {r["launch"]["job_id"].split("_")[0]: r["world_size"] for r in found.values()}
+    assert sorted(arrays.values()) == [1, 2]
+    (second,) = there.folder.glob("runs/.slurm/*/*_0_1_log.out")
+    assert "node=1(2), global_rank=1(2)" in second.read_text()
+
+
+SLOW_AT_FIRST = """
+import os, time
+def slow(self, *args):
+    if "SLURM_RESTART_COUNT" not in os.environ:
+        time.sleep(1)
+    return step(self, *args)
+Trainer._step = slow
+"""
+STEPS = ["batch_size=4", "max_samples=480", "epochs=1000", "eval_every_epochs=1000", "checkpoint_every_s=0"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The final checkpoint of a run of two ranks on this machine."""
+    sweep = Sweep(tmp_path_factory.mktemp("undisturbed"))
+    done = sweep.run(*TINY, *STEPS, "world_size=2", "threads=1", "checkpoint_every_s=600")
+    assert done.returncode == 0, done.stderr
+    return sweep.checkpoint()
+
+
+@pytest.mark.parametrize("how", ["requeued", "out of time"])
+def test_a_job_that_is_disturbed_resumes_and_ends_with_the_same_parameters(how, cluster, undisturbed, tmp_path):
+    sweep = Sweep(tmp_path, cluster)
+    slow = change_ranks(tmp_path, SLOW_AT_FIRST)
+    done = sweep.run(*TINY, *STEPS, "world_size=2", "hydra.launcher.wait=false", slow)
+    assert done.returncode == 0, done.stderr
+    job = sweep.launch()["job_id"]
+    sweep.wait_for_step(2)
+    if how == "requeued":  # by SLURM: SIGTERM, and SIGKILL after KillWait
+        cluster.run("scontrol", "requeue", job)
+    else:  # SLURM warns of the limit with USR2, and we requeue
+        cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=2")
+    until(lambda: cluster.run("squeue", "-h", "-j", job, "-o", "%T %r") == "PENDING BeginTime", "the requeue")
+    stopped_at = sweep.checkpoint()["step"]
+    assert stopped_at < undisturbed["step"]
+    assert not list(tmp_path.glob("runs/*/*/result.json"))
+    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now", "TimeLimit=10")
+    sweep.wait_for_result()
+    result = sweep.result()
+    assert (result["status"], result["resumed"], result["launch"]["restarts"]) == ("finished", 1, 1)
+    assert_same_state(sweep.checkpoint(), undisturbed)
+
+
+FAILING_RANK = """
+def fail(self, number, *rest):
+    if self.ranks.rank == 1 and number == 2:
+        raise RuntimeError("out of luck")
+    return step(self, number, *rest)
+Trainer._step = fail
+"""
+
+
+def test_a_job_whose_rank_1_raises_is_reported_failed_with_its_message(cluster, tmp_path):
+    sweep = Sweep(tmp_path, cluster)
+    done = sweep.run(*TINY, "world_size=2", change_ranks(tmp_path, FAILING_RANK))
+    assert done.returncode == 1
+    assert "rank 1: out of luck" in done.stdout
+    assert "1 failed" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    result = sweep.result()
+    assert (result["status"], result["error"]) == ("failed", "rank 1: out of luck")
+    cluster.wait_until_idle()
+
+
+def test_submitting_twice_does_not_train_twice(cluster, tmp_path):
+    sweep = Sweep(tmp_path, cluster)
+    command = [*TINY, "epochs=1", "hydra.launcher.extra={hold: true}", "hydra.launcher.wait=false"]
+    first, second = sweep.run(*command), sweep.run(*command)
+    job = sweep.launch()["job_id"]
+    assert f"SLURM job {job}" in first.stdout
+    assert f"SLURM job {job}, queued before" in second.stderr
+    assert cluster.run("squeue", "-h", "-o", "%i") == job
+    status = subprocess.run(
+        [sys.executable, "-m", "launch.status", str(tmp_path / "runs")],
+        env=cluster.env,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "1 queued" in status
+    cluster.run("scontrol", "release", job)
+    sweep.wait_for_result()
+    third = sweep.run(*command)
+    assert "finished before" in third.stdout
+    assert cluster.run("squeue", "-h", "-o", "%i", "-t", "PENDING") == ""
+    assert len(list(tmp_path.glob("runs/.slurm/*"))) == 1
+
+
+def test_without_accounting_the_end_of_a_job_is_seen(cluster_without_accounting, tmp_path):
+    """submitit would wait for a job that was cancelled for ever."""
+    sweep = Sweep(tmp_path, cluster_without_accounting)
+    command = [sys.executable, TRAIN, "-m", "hydra/launcher=slurm", "hydra.launcher.poll_s=0.5", *TINY]
+    process = subprocess.Popen(
+        [*command, "seed=0,1", "epochs=1000", "hydra.launcher.array_parallelism=1"],
+        cwd=tmp_path,
+        env=sweep.cluster.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: list(tmp_path.glob("runs/*/*/checkpoint.pt")), "a checkpoint")
+    sweep.cluster.run("scancel", "--me")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1, out + err
+    assert "CANCELLED" in out
+    assert "1 failed" in out
+    assert "1 stopped" in out
+
+
+def test_a_stop_signal_ends_the_waiting_and_not_the_jobs(cluster, tmp_path):
+    sweep = Sweep(tmp_path, cluster)
+    command = ["-m", "hydra/launcher=slurm", "hydra.launcher.extra={hold: true}", *TINY]
+    process = subprocess.Popen(
+        [sys.executable, TRAIN, *command], cwd=tmp_path, env=cluster.env, stderr=subprocess.PIPE, text=True
+    )
+    until(lambda: cluster.run("squeue", "-h", "-o", "%i"), "the job")
+    until(lambda: list(tmp_path.glob("runs/*/*/launch.json")), "launch.json")
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    job = sweep.launch()["job_id"]
+    assert process.returncode == 128 + signal.SIGINT
+    assert f"scancel {job}" in err
+    assert cluster.run("squeue", "-h", "-o", "%i") == job
+    cluster.cancel_all()
+
+
+TORCHRUN = """\
+#!/bin/bash
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+srun --kill-on-bad-exit=1 bash -c '{torchrun} --nnodes=2 --nproc-per-node=1 --node-rank=$SLURM_NODEID \\
+    --master-addr=$MASTER_ADDR --master-port=$MASTER_PORT {train}'
+"""
+
+
+def test_torchrun_inside_srun_trains_over_two_nodes(cluster, tmp_path):
+    script = tmp_path / "job.sh"
+    train = " ".join([TRAIN, *TINY, "epochs=1"])
+    script.write_text(TORCHRUN.format(torchrun=f"{sys.executable} -m torch.distributed.run", train=train))
+    cluster.run("sbatch", "--wait", f"--chdir={tmp_path}", f"--output={tmp_path}/log", str(script), check=False)
+    sweep = Sweep(tmp_path, cluster)
+    result = sweep.result()
+    assert (result["status"], result["world_size"]) == ("finished", 2), (tmp_path / "log").read_text()
