@@ -7,6 +7,7 @@ import os
 import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 from launch.process import Surroundings, end_with_parent
 from normlab.config import Config
@@ -55,7 +56,7 @@ def _reuse_fork_server() -> None:
     Python documents that a child reuses its parent's server, yet that of 3.11 starts another, without preload,
     since only the server's address reaches the child, not its process id.
     """
-    server = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = multiprocessing.forkserver._forkserver
     if server._forkserver_address is not None:
         server.ensure_running = lambda: None
 
