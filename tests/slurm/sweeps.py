@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +39,23 @@ class Sweep:
             text=True,
             timeout=PATIENCE_S,
         )
+
+    @contextmanager
+    def started(self, *overrides: str) -> Iterator[subprocess.Popen[str]]:
+        """A sweep on the cluster that is still going on inside the block."""
+        assert self.cluster is not None
+        with subprocess.Popen(
+            [sys.executable, TRAIN, "-m", *SLURM, *overrides],
+            cwd=self.folder,
+            env=self.cluster.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def directories(self) -> list[Path]:
         return sorted(path.parent for path in self.folder.glob("runs/*/*/config.yaml"))

@@ -175,6 +175,8 @@ def test_a_job_that_left_no_result_is_told_by_what_its_ranks_said_last(tmp_path)
     assert (shown.state, shown.detail) == ("failed", "rank 0: error: data.root=nowhere is no folder")
     shown = ended(tmp_path, rank0="loading\n", rank1="Traceback ...\nMemoryError: out of memory\n", rank10="")
     assert shown.detail == "rank 1: MemoryError: out of memory"
+    shown = ended(tmp_path, rank0="slurmstepd-node1: error: *** CANCELLED AT noon ***\nsrun: Terminating\n")
+    assert shown.detail == "rank 0: slurmstepd-node1: error: *** CANCELLED AT noon ***"
 
 
 def test_a_tree_that_changes_changes_its_code(tmp_path):
