@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.jobs import Job
 from normlab import checkpoint
+from normlab.run import name_run
+from tests.runs import typed
 from tests.slurm.cluster import PATIENCE_S, Cluster, until
 
 ROOT = Path(__file__).parents[2]
@@ -101,3 +104,10 @@ def change_ranks(folder: Path, code: str) -> str:
     module.mkdir()
     (module / "sitecustomize.py").write_text(f"from normlab.trainer import Trainer\nstep = Trainer._step\n{code}")
     return f"hydra.launcher.setup=['export PYTHONPATH={ROOT}:{module}']"
+
+
+def job(tmp_path: Path, *overrides: str, world_size: int = 1) -> Job:
+    """A job of a sweep, planned without data."""
+    cfg = typed(f"output_dir={tmp_path}/runs", *overrides)
+    run = name_run(cfg, world_size=world_size, study="sizes", data_fingerprint="x")
+    return Job(run, "sizes", overrides, total_samples=96, places=(0,), name=" ".join(overrides))
