@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-RUN = ["model=resnet8", "data=shapes", "data.num_train=512", "data.num_test=100", "epochs=1", "progress=false"]
+RUN = ["model=resnet8", "data=shapes", "data.num_train=128", "data.num_test=50", "epochs=1", "progress=false"]
 
 
 def sweep_s(runs: int, *overrides: str) -> float:
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=24)
     args = parser.parse_args()
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
-    print(f"{args.runs} runs of one rank, resnet8, 512 samples of shapes; {cores} cores, load {load:.1f} before,")
+    print(f"{args.runs} runs of one rank, resnet8, 128 samples of shapes; {cores} cores, load {load:.1f} before,")
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}\n")
     ours_s = sweep_s(args.runs)
     print("| way | seconds | against ours |\n|---|---|---|")
