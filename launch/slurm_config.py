@@ -66,7 +66,7 @@ class SlurmConfig(Section):
     """More arguments of srun."""
 
     extra: dict[str, Any] = field(default_factory=dict)
-    """More parameters of sbatch: {reservation: course, exclude: node7}."""
+    """More parameters of sbatch: +hydra.launcher.extra.reservation=course +hydra.launcher.extra.exclude=node7."""
 
     python: str | None = None
     """The Python that jobs run. null: the one that submits; it must be reachable from the nodes."""

@@ -14,7 +14,9 @@ from launch.squeue import job_of, read_queue
 GRACE_S = 15.0
 """How long a result may take, over a shared file system, to be seen after its job has left the queue."""
 
-_ERROR = re.compile(r"^(error: .*|rank \d+: .*|slurmstepd: error: .*|[\w.]*(Error|Exception|Interrupt)\b.*)$")
+_ERROR = re.compile(
+    r"error: |rank \d+: |slurmstepd.*: error: |stopped by SLURM|[\w.]*(Error|Exception|Interrupt)\b"
+)
 
 
 @dataclass(frozen=True)

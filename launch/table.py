@@ -1,5 +1,6 @@
 """What a person sees of many runs: a live table on a terminal, plain lines elsewhere, a summary at the end."""
 
+import math
 import sys
 import time
 from collections import Counter
@@ -12,8 +13,9 @@ from rich.live import Live
 from rich.table import Table
 
 from launch.jobs import Ended, Job
-from launch.status import RunStatus, duration, read_progress
+from launch.status import Progress, RunStatus, duration, read_progress
 
+DRAW_EVERY_S = 1.0
 SAY_EVERY_S = 60.0
 STYLES = {
     "finished": "green",
@@ -36,8 +38,9 @@ class SweepView:
     def __init__(self, jobs: Sequence[Job], console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._state = dict.fromkeys(jobs, "waiting")
+        self._progress = {job: Progress() for job in jobs}
         self._began: dict[Job, float] = {}
-        self._said_at = time.monotonic()
+        self._shown_at = -math.inf if self._console.is_terminal else time.monotonic()
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> "SweepView":
@@ -57,20 +60,26 @@ class SweepView:
 
     def end(self, ended: Ended) -> None:
         self._state[ended.job] = ended.state
+        self._progress[ended.job] = read_progress(ended.job.run.directory)
         spent = f" ({duration(time.monotonic() - self._began[ended.job])})" if ended.job in self._began else ""
         self._say(ended.job, ended.detail + spent)
 
     def update(self) -> None:
-        if self._console.is_terminal:
-            self._live.update(self._table(), refresh=True)
-        elif time.monotonic() - self._said_at >= SAY_EVERY_S:
-            for job in self._in_state("running"):
+        every_s = DRAW_EVERY_S if self._console.is_terminal else SAY_EVERY_S
+        if time.monotonic() - self._shown_at < every_s:
+            return
+        for job in self._in_state("running"):
+            self._progress[job] = read_progress(job.run.directory)
+            if not self._console.is_terminal:
                 _, _, samples, accuracy, left = self._row(job)
                 self._say(job, f"{samples} samples, accuracy {accuracy or 'none yet'}, {left or '?'} left")
+        if self._console.is_terminal:
+            self._shown_at = time.monotonic()
+            self._live.update(self._table(), refresh=True)
 
     def _say(self, job: Job, text: str) -> None:
-        self._said_at = time.monotonic()
         if not self._console.is_terminal:
+            self._shown_at = time.monotonic()
             done = len(self._state) - len(self._in_state("waiting", "running"))
             self._console.print(
                 f"[{done}/{len(self._state)}] {self._state[job]}: {job.name}: {text}", markup=False
@@ -94,7 +103,7 @@ class SweepView:
 
     def _row(self, job: Job) -> tuple[str, str, str, str, str]:
         state = self._state[job]
-        progress = read_progress(job.run.directory)
+        progress = self._progress[job]
         return (
             state,
             job.name,

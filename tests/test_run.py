@@ -97,3 +97,26 @@ def test_an_output_dir_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"output_dir=.*file cannot be written"):
         named(f"output_dir={tmp_path}/file").create()
+
+
+def test_one_process_has_a_run_at_a_time(tmp_path):
+    run = named(f"output_dir={tmp_path}")
+    with run.lock() as first:
+        assert first
+        with run.lock() as second:
+            assert not second
+    with run.lock() as third:
+        assert third
+
+
+def test_rerun_empties_the_directory_but_for_what_its_launcher_has_open(tmp_path):
+    run = named(f"output_dir={tmp_path}", "rerun=true")
+    with run.lock():
+        for name in ("checkpoint.pt", "metrics.jsonl", "events.out", "log.txt", "launch.json"):
+            (run.directory / name).write_text("before")
+        (run.directory / "figures").mkdir()
+        run.create()
+        names = {path.name for path in run.directory.iterdir()}
+        assert names == {"lock", "log.txt", "launch.json", "config.yaml"}
+        with run.lock() as second:
+            assert not second

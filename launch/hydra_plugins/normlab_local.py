@@ -10,6 +10,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from launch.jobs import refuse_inside_rank
+from normlab.config import ConfigError
 
 
 @dataclass
@@ -41,6 +42,8 @@ class LocalLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         from launch.sweep import sweep
 
+        if self.jobs_per_gpu < 1:
+            raise ConfigError(f"hydra.launcher.jobs_per_gpu={self.jobs_per_gpu} must be at least 1.")
         return sweep(
             self.config,
             self.config_loader,

@@ -153,6 +153,11 @@ def test_every_mistake_of_every_job_is_told_before_any_is_started(run_train, tmp
     assert list(tmp_path.glob("runs/*/*")) == []
 
 
+def test_a_launchers_setting_out_of_range_is_one_line(run_train):
+    code, err = run_train("-m", "hydra.launcher.jobs_per_gpu=0")
+    assert (code, err) == (2, "error: hydra.launcher.jobs_per_gpu=0 must be at least 1.\n")
+
+
 def test_a_world_size_that_contradicts_the_jobs_names_both(run_train, monkeypatch):
     for key, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
         monkeypatch.setenv(key, value)

@@ -17,7 +17,7 @@ from tests.runs import directory_of, run_training
 
 ONE_THREAD = [*TINY, "threads=1", "study=test", "batch_size=8"]
 QUICK = [*ONE_THREAD, "epochs=1"]
-RESUMABLE = [*ONE_THREAD, "epochs=20", "checkpoint_every_s=0", "progress=false"]
+RESUMABLE = [*ONE_THREAD, "epochs=10", "checkpoint_every_s=0", "progress=false"]
 
 
 def sweep(folder: Path, *overrides: str) -> tuple[int, str, str]:
@@ -133,7 +133,8 @@ def test_a_killed_sweep_takes_its_jobs_with_it(start, one_core, tmp_path):
     assert states() == ["running", "queued"]
     others = descendants(job.process.pid)
     assert len(others) >= 2  # the fork server and a job
-    os.kill(job.process.pid, signal.SIGKILL)
+    job.process.kill()
+    job.process.wait()
     until(lambda: not any(map(alive, others)))
     assert states() == ["stale", "stale"]
 

@@ -28,3 +28,19 @@ def cluster():
 def cluster_without_accounting():
     """Two nodes, and no sacct that knows anything."""
     yield from start(accounting=False)
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """Puts stand-ins for SLURM's commands on the path: `commands(squeue="echo ...")`, in shell."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+
+    def put(**scripts: str) -> None:
+        for name, script in scripts.items():
+            (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+            (folder / name).chmod(0o755)
+
+    put(srun="", squeue="", sbatch=f"env >{tmp_path}/env; echo Submitted batch job 7$(ls {folder} | wc -l)")
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return put

@@ -3,10 +3,15 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.jobs import Job
 from normlab import checkpoint
+from normlab.run import name_run
+from tests.runs import typed
 from tests.slurm.cluster import PATIENCE_S, Cluster, until
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +42,23 @@ class Sweep:
             text=True,
             timeout=PATIENCE_S,
         )
+
+    @contextmanager
+    def started(self, *overrides: str) -> Iterator[subprocess.Popen[str]]:
+        """A sweep on the cluster that is still going on inside the block."""
+        assert self.cluster is not None
+        with subprocess.Popen(
+            [sys.executable, TRAIN, "-m", *SLURM, *overrides],
+            cwd=self.folder,
+            env=self.cluster.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def directories(self) -> list[Path]:
         return sorted(path.parent for path in self.folder.glob("runs/*/*/config.yaml"))
@@ -82,3 +104,10 @@ def change_ranks(folder: Path, code: str) -> str:
     module.mkdir()
     (module / "sitecustomize.py").write_text(f"from normlab.trainer import Trainer\nstep = Trainer._step\n{code}")
     return f"hydra.launcher.setup=['export PYTHONPATH={ROOT}:{module}']"
+
+
+def job(tmp_path: Path, *overrides: str, world_size: int = 1) -> Job:
+    """A job of a sweep, planned without data."""
+    cfg = typed(f"output_dir={tmp_path}/runs", *overrides)
+    run = name_run(cfg, world_size=world_size, study="sizes", data_fingerprint="x")
+    return Job(run, "sizes", overrides, total_samples=96, places=(0,), name=" ".join(overrides))

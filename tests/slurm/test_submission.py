@@ -16,32 +16,9 @@ from launch.slurm_config import SlurmConfig
 from launch.slurm_wait import Submitted, how_it_ended
 from launch.squeue import job_of, read_queue
 from normlab.config import ConfigError
-from normlab.run import name_run
-from tests.runs import typed
+from tests.slurm.sweeps import job
 
 KEPT = Path(__file__).with_name("kept_sbatch.sh")
-
-
-@pytest.fixture
-def commands(tmp_path, monkeypatch):
-    """Puts stand-ins for SLURM's commands on the path: `commands(squeue="echo ...")`, in shell."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-
-    def put(**scripts: str) -> None:
-        for name, script in scripts.items():
-            (folder / name).write_text(f"#!/bin/bash\n{script}\n")
-            (folder / name).chmod(0o755)
-
-    put(srun="", squeue="", sbatch=f"env >{tmp_path}/env; echo Submitted batch job 7$(ls {folder} | wc -l)")
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    return put
-
-
-def job(tmp_path: Path, *overrides: str, world_size: int = 1) -> Job:
-    cfg = typed(f"output_dir={tmp_path}/runs", *overrides)
-    run = name_run(cfg, world_size=world_size, study="sizes", data_fingerprint="x")
-    return Job(run, "sizes", overrides, total_samples=96, places=(0,), name=" ".join(overrides))
 
 
 def jobs(tmp_path: Path, *world_sizes: int, seeds: int = 1) -> list[Job]:
@@ -175,6 +152,8 @@ def test_a_job_that_left_no_result_is_told_by_what_its_ranks_said_last(tmp_path)
     assert (shown.state, shown.detail) == ("failed", "rank 0: error: data.root=nowhere is no folder")
     shown = ended(tmp_path, rank0="loading\n", rank1="Traceback ...\nMemoryError: out of memory\n", rank10="")
     assert shown.detail == "rank 1: MemoryError: out of memory"
+    shown = ended(tmp_path, rank0="slurmstepd-node1: error: *** CANCELLED AT noon ***\nsrun: Terminating\n")
+    assert shown.detail == "rank 0: slurmstepd-node1: error: *** CANCELLED AT noon ***"
 
 
 def test_a_tree_that_changes_changes_its_code(tmp_path):

@@ -1,0 +1,70 @@
+"""A sweep of tiny runs: normlab's local launcher, Hydra's basic launcher, and a process for each run.
+
+python -m benchmarks.sweep [--runs 24]
+
+Every way trains the same runs (resnet8 on shapes, one rank) into a fresh folder and is timed from command to
+prompt. Hydra's basic launcher imports torch once and trains one run after the other with all cores; a
+process for each run imports it every time. One way after the other: on a machine that others use, the
+figures are as good as its quiet.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+RUN = ["model=resnet8", "data=shapes", "data.num_train=128", "data.num_test=50", "epochs=1", "progress=false"]
+
+
+def sweep_s(runs: int, *overrides: str) -> float:
+    """One command for all runs."""
+    return timed(runs, [["-m", *RUN, f"seed=range({runs})", *overrides]])
+
+
+def processes_s(runs: int) -> float:
+    """A command for each run."""
+    return timed(runs, [[*RUN, f"seed={seed}"] for seed in range(runs)])
+
+
+def timed(runs: int, commands: list[list[str]]) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        for command in commands:
+            subprocess.run(
+                [sys.executable, str(TRAIN), *command],
+                cwd=folder,
+                check=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        spent_s = time.perf_counter() - began
+        assert len(list(Path(folder).glob("runs/*/*/result.json"))) == runs
+        return spent_s
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=24)
+    args = parser.parse_args()
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    print(f"{args.runs} runs of one rank, resnet8, 128 samples of shapes; {cores} cores, load {load:.1f} before,")
+    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}\n")
+    ours_s = sweep_s(args.runs)
+    print("| way | seconds | against ours |\n|---|---|---|")
+    print(f"| normlab, `hydra/launcher=local` | {ours_s:.1f} | 1 |", flush=True)
+    for name, spent_s in [
+        ("Hydra, `hydra/launcher=basic`", sweep_s(args.runs, "hydra/launcher=basic")),
+        ("one `python train.py` a run", processes_s(args.runs)),
+    ]:
+        print(f"| {name} | {spent_s:.1f} | {spent_s / ours_s:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
