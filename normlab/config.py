@@ -114,7 +114,7 @@ class SyncBatchNormConfig(BatchNormConfig):
     name: str = "syncbn"
 
     sync_group_size: int | None = setting(None, minimum=1)
-    """Contiguous ranks that share statistics; it must divide the number of ranks. null: all ranks."""
+    """Contiguous logical ranks that share statistics, a divisor of how many there are. null: all."""
 
     def normalization_batch_size(self, batch_size: int, ranks: int) -> int:
         return batch_size * (self.sync_group_size or ranks)
@@ -402,6 +402,9 @@ class Config(Section):
     world_size: int | None = setting(None, minimum=1)
     """Ranks. null: what torchrun or SLURM gives, else 1."""
 
+    virtual_ranks: int = setting(1, minimum=1)
+    """Ranks that each process stands in for: the mathematics of that many real ranks, in one."""
+
     accumulate: int = setting(1, minimum=1)
     """Per-rank batches whose gradients are summed before a step. It does not enlarge the batch of BN."""
 
@@ -459,8 +462,11 @@ class Config(Section):
     progress: bool = setting(True, identity=False)
     """Show a progress bar, or plain lines where there is no terminal."""
 
+    def logical_ranks(self, world_size: int) -> int:
+        return world_size * self.virtual_ranks
+
     def global_batch_size(self, world_size: int) -> int:
-        return self.batch_size * world_size * self.accumulate
+        return self.batch_size * self.logical_ranks(world_size) * self.accumulate
 
 
 SCHEMAS: dict[str, dict[str, type[Section]]] = {

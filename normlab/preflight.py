@@ -20,5 +20,12 @@ def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str) -> Run:
         model = build_model(cfg.model, len(dataset.classes), seed=cfg.seed)
     images_BHWC, _ = dataset.train.take(torch.tensor([0]))
     _, height, width, channels = images_BHWC.shape
-    check_norms(model, (channels, height, width), cfg.batch_size, world_size, cfg.norm)
+    check_norms(
+        model,
+        (channels, height, width),
+        cfg.batch_size,
+        cfg.logical_ranks(world_size),
+        cfg.norm,
+        cfg.virtual_ranks,
+    )
     return run

@@ -61,16 +61,16 @@ class Trainer:
             seed=cfg.seed,
             batch_size=cfg.batch_size,
             accumulate=cfg.accumulate,
-            logical_ranks=ranks.world_size,
-            first_logical_rank=ranks.rank,
-            num_logical_ranks_here=1,
+            logical_ranks=cfg.logical_ranks(ranks.world_size),
+            first_logical_rank=ranks.rank * cfg.virtual_ranks,
+            num_logical_ranks_here=cfg.virtual_ranks,
             augment=cfg.data.augment,
             device=ranks.device,
             dtype=self.dtype,
         )
         model = build_model(cfg.model, len(dataset.classes), seed=cfg.seed)
         model = model.to(ranks.device, self.dtype, memory_format=self.memory_format)
-        self.module = convert_norms(model, cfg.norm).train()
+        self.module = convert_norms(model, cfg.norm, cfg.virtual_ranks).train()
         self.optimizer = build_optimizer(self.module, cfg.optim)
         self.learning_rate = LearningRate.from_config(
             cfg.optim,

@@ -49,12 +49,13 @@ class TrainBatches:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
         """Per step, from `first_step` on: `accumulate` micro-batches, each of all logical ranks here.
 
-        A micro-batch has num_logical_ranks_here x batch_size samples, by logical rank, then position.
+        A micro-batch has num_logical_ranks_here x batch_size samples, dealt to the ranks here like cards:
+        sample i is of logical rank first_logical_rank + i % num_logical_ranks_here.
         """
         order = epoch_order(len(self._split), seed=self._seed, epoch=epoch, **self._shape)
         draws = epoch_draws(len(self._split), seed=self._seed, epoch=epoch)
         for micro_batches in order[first_step:, :, self._ranks_here]:
-            yield [self._batch(indices.reshape(-1), draws) for indices in micro_batches]
+            yield [self._batch(indices.T.reshape(-1), draws) for indices in micro_batches]
 
     def _batch(self, index_B: torch.Tensor, draws: torch.Tensor) -> Batch:
         images_BHWC, labels_B = self._split.take(index_B)

@@ -5,5 +5,6 @@ from normlab.norms.convert import convert_norms
 from normlab.norms.registry import NORMS, Norm
 from normlab.norms.sync_batch_norm import SyncBatchNorm
 from normlab.norms.sync_groups import sync_group
+from normlab.norms.virtual_batch_norm import VirtualBatchNorm
 
-__all__ = ["NORMS", "Norm", "SyncBatchNorm", "check_norms", "convert_norms", "sync_group"]
+__all__ = ["NORMS", "Norm", "SyncBatchNorm", "VirtualBatchNorm", "check_norms", "convert_norms", "sync_group"]

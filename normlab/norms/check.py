@@ -12,19 +12,25 @@ from normlab.norms.sync_groups import check_sync_group_size
 
 
 def check_norms(
-    model: nn.Module, image_shape: tuple[int, int, int], batch_size: int, ranks: int, norm: NormConfig
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    batch_size: int,
+    ranks: int,
+    norm: NormConfig,
+    virtual_ranks: int = 1,
 ) -> None:
     """Refuse a norm that cannot train in `model`: groups that do not divide, statistics of a single value.
 
     The model is still built with BatchNorm, best on the meta device: one eval-mode forward tells the shape of
     each layer's input. It is left as it was. No process group is needed.
-    `image_shape` is (channels, H, W); `batch_size` is per rank.
+    `image_shape` is (channels, H, W); `batch_size` is per logical rank, of which there are `ranks`, with
+    `virtual_ranks` in each process.
     Raises: ConfigError naming the layer.
     """
     entry = find_norm(norm.name)
     layers = norm_layers(model)
     if isinstance(norm, SyncBatchNormConfig):
-        check_sync_group_size(norm.sync_group_size, ranks)
+        check_sync_group_size(norm.sync_group_size, ranks, virtual_ranks)
     if isinstance(norm, GroupNormConfig):
         for name, layer in layers.items():
             num_groups(layer.num_features, norm, name)
