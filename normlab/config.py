@@ -94,11 +94,25 @@ class NormConfig(Section):
         return 1
 
 
+class RunningStats(Enum):
+    """Which running statistics a model is evaluated and exported with, where each rank has its own."""
+
+    rank0 = "rank0"
+    pooled = "pooled"
+    precise = "precise"
+
+
 @dataclass(kw_only=True)
 class BatchNormConfig(NormConfig):
     """BatchNorm: statistics over the samples and pixels of one rank."""
 
     name: str = "bn"
+
+    running_stats: RunningStats = RunningStats.rank0
+    """Evaluation sees rank 0's (what DDP amounts to), all ranks' pooled, or precise ones, computed for it."""
+
+    precise_samples: int = setting(1024, minimum=2)
+    """For running_stats=precise: training samples, unaugmented, that the statistics are computed on."""
 
     momentum: float | None = setting(0.1, above=0, maximum=1)
     """Share of the new batch in the running statistics; null averages over all batches seen."""

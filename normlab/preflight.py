@@ -2,7 +2,7 @@
 
 import torch
 
-from normlab.config import Config
+from normlab.config import BatchNormConfig, Config, ConfigError, RunningStats
 from normlab.data.dataset import Dataset
 from normlab.models import build_model
 from normlab.norms import check_norms
@@ -16,6 +16,7 @@ def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str) -> Run:
     """
     run = name_run(cfg, world_size=world_size, study=study, data_fingerprint=dataset.fingerprint)
     run.steps(len(dataset.train))
+    _check_precise_samples(cfg, cfg.logical_ranks(world_size))
     with torch.device("meta"):
         model = build_model(cfg.model, len(dataset.classes), seed=cfg.seed)
     images_BHWC, _ = dataset.train.take(torch.tensor([0]))
@@ -29,3 +30,14 @@ def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str) -> Run:
         cfg.virtual_ranks,
     )
     return run
+
+
+def _check_precise_samples(cfg: Config, logical_ranks: int) -> None:
+    norm = cfg.norm
+    if isinstance(norm, BatchNormConfig) and norm.running_stats is RunningStats.precise:
+        chunk_size = norm.normalization_batch_size(cfg.batch_size, logical_ranks)
+        if norm.precise_samples < chunk_size:
+            raise ConfigError(
+                f"norm.precise_samples={norm.precise_samples} is less than the {chunk_size} samples that share "
+                f"statistics in training; raise it to a multiple of {chunk_size}."
+            )

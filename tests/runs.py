@@ -64,7 +64,8 @@ class StopAt:
 
 
 def ranks_here(rank: int) -> Ranks:
-    return Ranks(rank, dist.get_world_size(), dist.get_world_size() * 2, torch.device("cpu"))
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    return Ranks(rank, world_size, world_size * 2, torch.device("cpu"))
 
 
 def build(rank: int, overrides: list[str]) -> Trainer:
