@@ -212,14 +212,23 @@ class CifarResNetConfig(ModelConfig):
 
 
 @dataclass(kw_only=True)
-class TorchvisionResNetConfig(ModelConfig):
-    """A classification ResNet of torchvision, without weights."""
+class TorchvisionConfig(ModelConfig):
+    """A classification model of torchvision, without weights and without dropout."""
 
     name: str = "resnet18"
-    """Its builder in torchvision.models: resnet18 to resnet152, resnext..., wide_resnet..."""
+    """Its builder in torchvision.models."""
 
-    stem: Stem = Stem.cifar
-    """cifar: a 3x3 convolution of stride 1 and no max-pool, for small images; own: torchvision's."""
+    stem: Stem | None = None
+    """cifar: a 3x3 convolution of stride 1 and no max-pool, for small images (ResNets only); own:
+    torchvision's; null: cifar for ResNets, own for the rest."""
+
+
+@dataclass(kw_only=True)
+class TimmConfig(ModelConfig):
+    """A model of timm, without weights and without dropout."""
+
+    name: str = "resnet18"
+    """Its name in timm.list_models()."""
 
 
 # --- data ----------------------------------------------------------------------------------------------
@@ -491,7 +500,7 @@ SCHEMAS: dict[str, dict[str, type[Section]]] = {
         "ln": LayerNormConfig,
         "in": InstanceNormConfig,
     },
-    "model": {"cifar_resnet": CifarResNetConfig, "torchvision": TorchvisionResNetConfig},
+    "model": {"cifar_resnet": CifarResNetConfig, "torchvision": TorchvisionConfig, "timm": TimmConfig},
     "data": {"shapes": ShapesConfig, "cifar": CifarConfig, "image_folder": ImageFolderConfig},
     "optim": {"sgd": SgdConfig, "adamw": AdamWConfig},
 }

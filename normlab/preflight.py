@@ -4,7 +4,7 @@ import torch
 
 from normlab.config import BatchNormConfig, Config, ConfigError, RunningStats
 from normlab.data.dataset import Dataset
-from normlab.models import build_model
+from normlab.models import build_model, on_meta
 from normlab.norms import check_norms
 from normlab.run import Run, name_run
 
@@ -17,8 +17,7 @@ def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str) -> Run:
     run = name_run(cfg, world_size=world_size, study=study, data_fingerprint=dataset.fingerprint)
     run.steps(len(dataset.train))
     _check_precise_samples(cfg, cfg.logical_ranks(world_size))
-    with torch.device("meta"):
-        model = build_model(cfg.model, len(dataset.classes), seed=cfg.seed)
+    model = on_meta(lambda: build_model(cfg.model, len(dataset.classes), seed=cfg.seed))
     images_BHWC, _ = dataset.train.take(torch.tensor([0]))
     _, height, width, channels = images_BHWC.shape
     check_norms(

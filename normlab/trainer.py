@@ -20,7 +20,7 @@ from normlab.evaluate import Buffers, Evaluator
 from normlab.logger import Logger
 from normlab.metrics import add_batch, mean_metrics, zero_sums
 from normlab.models import build_model
-from normlab.norms import convert_norms
+from normlab.norms import NormLayer, convert_norms, format_report
 from normlab.optimizer import LearningRate, build_optimizer
 from normlab.run import Run
 
@@ -68,9 +68,10 @@ class Trainer:
             device=ranks.device,
             dtype=self.dtype,
         )
+        self.norms: list[NormLayer] = []
         model = build_model(cfg.model, len(dataset.classes), seed=cfg.seed)
         model = model.to(ranks.device, self.dtype, memory_format=self.memory_format)
-        self.module = convert_norms(model, cfg.norm, cfg.virtual_ranks).train()
+        self.module = convert_norms(model, cfg.norm, cfg.virtual_ranks, self.norms).train()
         self.optimizer = build_optimizer(self.module, cfg.optim)
         self.learning_rate = LearningRate.from_config(
             cfg.optim,
@@ -114,6 +115,7 @@ class Trainer:
         self._warm_up()
         step, metrics = self._restore(logger)
         logger.start(step, step * self.global_batch_size)
+        logger.document("norms", format_report(self.norms))
         self.started = self.saved_at = self.logged_at = time.monotonic()
         self.logged_step = step
         while step < self.total_steps:

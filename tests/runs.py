@@ -32,6 +32,7 @@ class Recorder:
     def __init__(self) -> None:
         self.points: list[dict[str, float]] = []
         self.notes: list[str] = []
+        self.documents: dict[str, str] = {}
 
     def start(self, step: int, samples_seen: int) -> None:
         self.points.clear()
@@ -41,6 +42,9 @@ class Recorder:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+    def document(self, name: str, text: str) -> None:
+        self.documents[name] = text
 
     def flush(self) -> None:
         pass

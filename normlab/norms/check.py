@@ -48,7 +48,10 @@ def check_norms(
 def input_shapes(
     model: nn.Module, layers: dict[str, Any], batch_shape: tuple[int, ...]
 ) -> list[tuple[str, torch.Size]]:
-    """(name, shape of its input) of each call of each layer, in order, in one eval-mode forward of zeros."""
+    """(name, shape of its input) of each call of each layer, in order, in one eval-mode forward of zeros.
+
+    Raises: ConfigError where the model cannot take such images.
+    """
     seen: list[tuple[str, torch.Size]] = []
 
     def record(name: str) -> Any:
@@ -61,6 +64,13 @@ def input_shapes(
         like = next(model.parameters())
         with torch.no_grad():
             model(torch.zeros(batch_shape, device=like.device, dtype=like.dtype))
+    except (RuntimeError, AssertionError) as error:
+        size = "x".join(map(str, batch_shape[2:]))
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(
+            f"{type(model).__name__} cannot take images of {size} ({reason}); choose another model, or data "
+            "with larger images."
+        ) from None
     finally:
         for handle in handles:
             handle.remove()

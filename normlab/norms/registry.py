@@ -113,7 +113,7 @@ def instance_norm(norm: InstanceNormConfig, virtual_ranks: int) -> Build:
     }
 
     def build(layer: _BatchNorm, name: str) -> nn.Module:
-        kind: Any = types[type(layer)]
+        kind: Any = next(new for base, new in types.items() if isinstance(layer, base))
         bias = layer.bias is not None
         new = kind(layer.num_features, norm.eps, affine=layer.affine, bias=bias, device="meta")
         return take_over(new, layer)

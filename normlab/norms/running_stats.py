@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normlab.distributed import Ranks
+from normlab.norms.replace import take_over_activation
 from normlab.norms.virtual_batch_norm import batch_norm_by_group
 
 
@@ -107,7 +108,10 @@ def precise_statistics(
     Collective: every rank must call, with its own batches, of which there may be none.
     Source: Wu & Johnson 2021, arXiv:2105.07576, section 3 (PreciseBN).
     """
-    observers = {id(layer): _ChunkObserver(layer, chunk_size) for layer in tracking_layers(model).values()}
+    layers = tracking_layers(model).values()
+    observers = {id(layer): _ChunkObserver(layer, chunk_size) for layer in layers}
+    for layer in layers:
+        take_over_activation(observers[id(layer)], layer)
     parameters = {id(parameter): parameter for parameter in model.parameters()}
     # What the memo holds already is put in place of a copy.
     twin = copy.deepcopy(model, {**parameters, **observers}).train()

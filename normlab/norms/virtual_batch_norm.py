@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -50,7 +51,8 @@ def batch_norm_by_group(
         eps,
     )
     if as_view:
-        return y.view(x.shape)
+        # No view to autograd: a ReLU in place after it would copy the gradient once more.
+        return torch.ops.aten._unsafe_view(y, x.shape)
     ranked = y.movedim(1, -1).unflatten(-1, (groups, channels)).unflatten(0, (-1, ranks_per_group))
     y = ranked.movedim(-2, 1).flatten(0, 2).movedim(-1, 1)
     return y.contiguous() if x.is_contiguous() else y
