@@ -92,10 +92,11 @@ def describe(run: Run, train_samples: int) -> str:
     cfg = run.config
     assert cfg.world_size is not None
     _, total_steps = run.steps(train_samples)
-    nbs = cfg.norm.normalization_batch_size(cfg.batch_size, cfg.world_size)
+    nbs = cfg.norm.normalization_batch_size(cfg.batch_size, cfg.logical_ranks(cfg.world_size))
+    each = f" standing in for {cfg.virtual_ranks} each" if cfg.virtual_ranks > 1 else ""
     return (
         f"{cfg.norm.name} in {cfg.model.name} on {cfg.data.name}: {total_steps} steps of "
-        f"{cfg.global_batch_size(cfg.world_size)} samples on {cfg.world_size} rank(s), {nbs} sharing statistics\n"
+        f"{cfg.global_batch_size(cfg.world_size)} samples on {cfg.world_size} rank(s){each}, {nbs} sharing statistics\n"
         f"run: {run.directory}"
     )
 

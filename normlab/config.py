@@ -100,11 +100,25 @@ class NormConfig(Section):
         return 1
 
 
+class RunningStats(Enum):
+    """Which running statistics a model is evaluated and exported with, where each rank has its own."""
+
+    rank0 = "rank0"
+    pooled = "pooled"
+    precise = "precise"
+
+
 @dataclass(kw_only=True)
 class BatchNormConfig(NormConfig):
     """BatchNorm: statistics over the samples and pixels of one rank."""
 
     name: str = "bn"
+
+    running_stats: RunningStats = RunningStats.rank0
+    """Evaluation sees rank 0's (what DDP amounts to), all ranks' pooled, or precise ones, computed for it."""
+
+    precise_samples: int = setting(1024, minimum=2)
+    """For running_stats=precise: training samples, unaugmented, that the statistics are computed on."""
 
     momentum: float | None = setting(0.1, above=0, maximum=1)
     """Share of the new batch in the running statistics; null averages over all batches seen."""
@@ -120,7 +134,7 @@ class SyncBatchNormConfig(BatchNormConfig):
     name: str = "syncbn"
 
     sync_group_size: int | None = setting(None, minimum=1)
-    """Contiguous ranks that share statistics; it must divide the number of ranks. null: all ranks."""
+    """Contiguous logical ranks that share statistics, a divisor of how many there are. null: all."""
 
     def normalization_batch_size(self, batch_size: int, ranks: int) -> int:
         return batch_size * (self.sync_group_size or ranks)
@@ -206,14 +220,23 @@ class CifarResNetConfig(ModelConfig):
 
 
 @dataclass(kw_only=True)
-class TorchvisionResNetConfig(ModelConfig):
-    """A classification ResNet of torchvision, without weights."""
+class TorchvisionConfig(ModelConfig):
+    """A classification model of torchvision, without weights and without dropout."""
 
     name: str = "resnet18"
-    """Its builder in torchvision.models: resnet18 to resnet152, resnext..., wide_resnet..."""
+    """Its builder in torchvision.models."""
 
-    stem: Stem = Stem.cifar
-    """cifar: a 3x3 convolution of stride 1 and no max-pool, for small images; own: torchvision's."""
+    stem: Stem | None = None
+    """cifar: a 3x3 convolution of stride 1 and no max-pool, for small images (ResNets only); own:
+    torchvision's; null: cifar for ResNets, own for the rest."""
+
+
+@dataclass(kw_only=True)
+class TimmConfig(ModelConfig):
+    """A model of timm, without weights and without dropout."""
+
+    name: str = "resnet18"
+    """Its name in timm.list_models()."""
 
 
 # --- data ----------------------------------------------------------------------------------------------
@@ -414,6 +437,9 @@ class Config(Section):
     world_size: int | None = setting(None, minimum=1)
     """Ranks. null: what torchrun or SLURM gives, else 1."""
 
+    virtual_ranks: int = setting(1, minimum=1)
+    """Ranks that each process stands in for: the mathematics of that many real ranks, in one."""
+
     accumulate: int = setting(1, minimum=1)
     """Per-rank batches whose gradients are summed before a step. It does not enlarge the batch of BN."""
 
@@ -474,8 +500,11 @@ class Config(Section):
     progress: bool = setting(True, identity=False)
     """Show a progress bar, or plain lines where there is no terminal."""
 
+    def logical_ranks(self, world_size: int) -> int:
+        return world_size * self.virtual_ranks
+
     def global_batch_size(self, world_size: int) -> int:
-        return self.batch_size * world_size * self.accumulate
+        return self.batch_size * self.logical_ranks(world_size) * self.accumulate
 
 
 SCHEMAS: dict[str, dict[str, type[Section]]] = {
@@ -486,7 +515,7 @@ SCHEMAS: dict[str, dict[str, type[Section]]] = {
         "ln": LayerNormConfig,
         "in": InstanceNormConfig,
     },
-    "model": {"cifar_resnet": CifarResNetConfig, "torchvision": TorchvisionResNetConfig},
+    "model": {"cifar_resnet": CifarResNetConfig, "torchvision": TorchvisionConfig, "timm": TimmConfig},
     "data": {"shapes": ShapesConfig, "cifar": CifarConfig, "image_folder": ImageFolderConfig},
     "optim": {"sgd": SgdConfig, "adamw": AdamWConfig},
 }

@@ -23,6 +23,9 @@ class Logger(Protocol):
     def note(self, text: str) -> None:
         """Tell the user."""
 
+    def document(self, name: str, text: str) -> None:
+        """Keep a text about the run, in Markdown."""
+
     def flush(self) -> None:
         """Make what was logged safe, before a checkpoint says that it happened."""
 
@@ -47,6 +50,10 @@ class LoggerList:
     def note(self, text: str) -> None:
         for logger in self._loggers:
             logger.note(text)
+
+    def document(self, name: str, text: str) -> None:
+        for logger in self._loggers:
+            logger.document(name, text)
 
     def flush(self) -> None:
         for logger in self._loggers:
@@ -86,6 +93,10 @@ class FileLogger:
 
     def note(self, text: str) -> None:
         pass
+
+    def document(self, name: str, text: str) -> None:
+        (self._run.directory / f"{name}.md").write_text(text)
+        self._writer.add_text(name, text)
 
     def flush(self) -> None:
         self._lines.flush()

@@ -2,9 +2,9 @@
 
 import torch
 
-from normlab.config import Config
+from normlab.config import BatchNormConfig, Config, ConfigError, RunningStats
 from normlab.data.dataset import Dataset
-from normlab.models import build_model
+from normlab.models import build_model, on_meta
 from normlab.norms import check_norms
 from normlab.run import Run, name_run
 
@@ -16,9 +16,27 @@ def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str) -> Run:
     """
     run = name_run(cfg, world_size=world_size, study=study, data_fingerprint=dataset.fingerprint)
     run.steps(len(dataset.train))
-    with torch.device("meta"):
-        model = build_model(cfg.model, len(dataset.classes), seed=cfg.seed)
+    _check_precise_samples(cfg, cfg.logical_ranks(world_size))
+    model = on_meta(lambda: build_model(cfg.model, len(dataset.classes), seed=cfg.seed))
     images_BHWC, _ = dataset.train.take(torch.tensor([0]))
     _, height, width, channels = images_BHWC.shape
-    check_norms(model, (channels, height, width), cfg.batch_size, world_size, cfg.norm)
+    check_norms(
+        model,
+        (channels, height, width),
+        cfg.batch_size,
+        cfg.logical_ranks(world_size),
+        cfg.norm,
+        cfg.virtual_ranks,
+    )
     return run
+
+
+def _check_precise_samples(cfg: Config, logical_ranks: int) -> None:
+    norm = cfg.norm
+    if isinstance(norm, BatchNormConfig) and norm.running_stats is RunningStats.precise:
+        chunk_size = norm.normalization_batch_size(cfg.batch_size, logical_ranks)
+        if norm.precise_samples < chunk_size:
+            raise ConfigError(
+                f"norm.precise_samples={norm.precise_samples} is less than the {chunk_size} samples that share "
+                f"statistics in training; raise it to a multiple of {chunk_size}."
+            )

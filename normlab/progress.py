@@ -66,6 +66,9 @@ class ProgressLogger:
     def note(self, text: str) -> None:
         self._console.print(text)
 
+    def document(self, name: str, text: str) -> None:
+        pass
+
     def flush(self) -> None:
         pass
 

@@ -52,11 +52,12 @@ class Run:
         cfg = self.config
         assert cfg.world_size is not None
         batch = cfg.global_batch_size(cfg.world_size)
-        made_of = f"batch_size={cfg.batch_size} x world_size={cfg.world_size} x accumulate={cfg.accumulate}"
+        keys = ("batch_size", "world_size", "virtual_ranks", "accumulate")
+        made_of = " x ".join(f"{key}={getattr(cfg, key)}" for key in keys)
         for key, available in [("training samples", train_samples), ("max_samples", cfg.max_samples)]:
             if available is not None and batch > available:
                 fits = available // (batch // cfg.batch_size)
-                fix = f"lower batch_size to {fits}" if fits else "lower world_size or accumulate"
+                fix = f"lower batch_size to {fits}" if fits else "lower world_size, virtual_ranks or accumulate"
                 raise ConfigError(
                     f"{made_of} makes a global batch of {batch}, more than the {available} {key}; {fix}."
                 )
@@ -150,9 +151,12 @@ class Run:
             "norm": cfg.norm.name,
             "batch_size": cfg.batch_size,
             "world_size": cfg.world_size,
+            "virtual_ranks": cfg.virtual_ranks,
             "accumulate": cfg.accumulate,
             "global_batch_size": cfg.global_batch_size(cfg.world_size),
-            "normalization_batch_size": cfg.norm.normalization_batch_size(cfg.batch_size, cfg.world_size),
+            "normalization_batch_size": cfg.norm.normalization_batch_size(
+                cfg.batch_size, cfg.logical_ranks(cfg.world_size)
+            ),
             "model": cfg.model.name,
             "data": cfg.data.name,
             "eval_split": "val" if cfg.data.val_fraction else "test",
@@ -182,5 +186,6 @@ def name_run(cfg: Config, *, world_size: int, study: str, data_fingerprint: str)
         "results_version": RESULTS_VERSION,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    name = f"{cfg.norm.name}-b{cfg.batch_size}-w{world_size}-{cfg.model.name}-{cfg.data.name}-s{cfg.seed}-{digest}"
+    ranks = f"w{world_size}" + f"v{cfg.virtual_ranks}" * (cfg.virtual_ranks > 1)
+    name = f"{cfg.norm.name}-b{cfg.batch_size}-{ranks}-{cfg.model.name}-{cfg.data.name}-s{cfg.seed}-{digest}"
     return Run(cfg, Path(cfg.output_dir) / study / name, digest)

@@ -13,14 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from normlab import checkpoint
 from normlab.config import Precision
-from normlab.data.batches import TrainBatches, eval_batches
-from normlab.data.dataset import Dataset, Split
+from normlab.data.batches import TrainBatches
+from normlab.data.dataset import Dataset
 from normlab.distributed import Ranks, device_name
-from normlab.evaluate import evaluate
+from normlab.evaluate import Buffers, Evaluator
 from normlab.logger import Logger
 from normlab.metrics import add_batch, mean_metrics, zero_sums
 from normlab.models import build_model
-from normlab.norms import convert_norms
+from normlab.norms import NormLayer, convert_norms, format_report
 from normlab.optimizer import LearningRate, build_optimizer
 from normlab.run import Run
 
@@ -61,16 +61,17 @@ class Trainer:
             seed=cfg.seed,
             batch_size=cfg.batch_size,
             accumulate=cfg.accumulate,
-            logical_ranks=ranks.world_size,
-            first_logical_rank=ranks.rank,
-            num_logical_ranks_here=1,
+            logical_ranks=cfg.logical_ranks(ranks.world_size),
+            first_logical_rank=ranks.rank * cfg.virtual_ranks,
+            num_logical_ranks_here=cfg.virtual_ranks,
             augment=cfg.data.augment,
             device=ranks.device,
             dtype=self.dtype,
         )
+        self.norms: list[NormLayer] = []
         model = build_model(cfg.model, len(dataset.classes), seed=cfg.seed)
         model = model.to(ranks.device, self.dtype).to(memory_format=self.memory_format)
-        self.module = convert_norms(model, cfg.norm).train()
+        self.module = convert_norms(model, cfg.norm, cfg.virtual_ranks, self.norms).train()
         self.optimizer = build_optimizer(self.module, cfg.optim)
         self.learning_rate = LearningRate.from_config(
             cfg.optim,
@@ -88,6 +89,17 @@ class Trainer:
                 gradient_as_bucket_view=True,
             )
         self.model = torch.compile(self.ddp) if cfg.compile else self.ddp
+        self.evaluator = Evaluator(
+            self.module,
+            cfg,
+            dataset,
+            ranks,
+            dtype=self.dtype,
+            autocast=self.autocast,
+            memory_format=self.memory_format,
+        )
+        self.policy: Buffers = {}
+        self.policy_step = -1
         self.window = zero_sums(ranks.device)
         self.train_s = self.earlier_wall_s = 0.0
         self.resumed = 0
@@ -103,6 +115,7 @@ class Trainer:
         self._warm_up()
         step, metrics = self._restore(logger)
         logger.start(step, step * self.global_batch_size)
+        logger.document("norms", format_report(self.norms))
         self.started = self.saved_at = self.logged_at = time.monotonic()
         self.logged_step = step
         while step < self.total_steps:
@@ -192,48 +205,17 @@ class Trainer:
         self.logged_at, self.logged_step = time.monotonic(), step
 
     def _evaluate(self, step: int, logger: Logger) -> dict[str, float] | None:
-        """Evaluate where it is time to: val and training samples, and at the very end test. None otherwise."""
+        """Evaluate where it is time to; None otherwise."""
         final = step == self.total_steps
         if not final and (step // self.steps_per_epoch) % self.cfg.eval_every_epochs:
             return None
         began = time.monotonic()
-        buffers = self.ranks.rank0_copy(dict(self.module.named_buffers()))
-        val = self._evaluate_split(self.dataset.val, buffers)
-        train = self._evaluate_split(self.dataset.train, buffers, limit=self.cfg.eval_train_samples)
-        metrics = {
-            "val/loss": val["loss"],
-            "val/accuracy": val["accuracy"],
-            "train/accuracy": train["accuracy"],
-        }
-        if final and self.dataset.test is not None:
-            test = self._evaluate_split(self.dataset.test, buffers)
-            metrics |= {f"test/{name}": value for name, value in test.items()}
-        self._point(step, logger, metrics)
+        self.policy, spread = self.evaluator.buffers()
+        self.policy_step = step
+        metrics = self.evaluator.metrics(self.policy, final=final)
+        self._point(step, logger, metrics | spread)
         self.logged_at += time.monotonic() - began
         return metrics
-
-    def _evaluate_split(
-        self, split: Split, buffers: dict[str, torch.Tensor], limit: int | None = None
-    ) -> dict[str, float]:
-        batches = eval_batches(
-            split,
-            self.dataset.mean_C,
-            self.dataset.std_C,
-            batch_size=self.cfg.eval_batch_size,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-            device=self.ranks.device,
-            dtype=self.dtype,
-            limit=limit,
-        )
-        return evaluate(
-            self.module,
-            buffers,
-            batches,
-            self.ranks,
-            autocast=self.autocast,
-            memory_format=self.memory_format,
-        )
 
     def _diverged(self, step: int, logger: Logger) -> Outcome:
         self._point(step, logger, {"train/loss": float("nan")})
@@ -270,8 +252,14 @@ class Trainer:
         self.module.load_state_dict(state)
 
     def _save(self, step: int, metrics: dict[str, float], logger: Logger) -> None:
-        """Save on rank 0 what every rank needs to go on. Collective: every rank must call."""
+        """Save on rank 0 what every rank needs to go on. Collective: every rank must call.
+
+        `model` is the one that is evaluated; what a rank goes on with are its own buffers, in `rank_state`.
+        """
         began = time.monotonic()
+        if self.policy_step != step:
+            self.policy, _ = self.evaluator.buffers()
+            self.policy_step = step
         own = [t.detach().to(torch.float64).flatten() for t in self._rank_state()]
         rank_state = self.ranks.gather(torch.cat(own))
         logger.flush()
@@ -282,7 +270,7 @@ class Trainer:
                     "hash": self.run.hash,
                     "step": step,
                     "metrics": metrics,
-                    "model": self.module.state_dict(),
+                    "model": self._exported(),
                     "rank_state": rank_state.cpu(),
                     "optimizer": self.optimizer.state_dict(),
                     "threads": self.threads,
@@ -294,12 +282,22 @@ class Trainer:
         self.saved_at = time.monotonic()
         self.logged_at += self.saved_at - began
 
+    def _exported(self) -> dict[str, torch.Tensor]:
+        """The model as it is evaluated, by the names of one built with BatchNorm: the policy's statistics."""
+        names = {id(buffer): name for name, buffer in self.module.named_buffers()}
+        return {
+            key: self.policy[names[id(tensor)]] if id(tensor) in names else tensor.detach()
+            for key, tensor in self.module.state_dict(keep_vars=True).items()
+        }
+
     def _restore(self, logger: Logger) -> tuple[int, dict[str, float]]:
         """The step to go on from and the metrics of the last evaluation; (0, {}) without a checkpoint."""
         if not self.ranks.on_rank0(self.run.checkpoint_path.exists):
             return 0, {}
         state = checkpoint.load(self.run.checkpoint_path)
-        self.module.load_state_dict(state["model"])
+        with torch.no_grad():
+            for name, parameter in self.module.named_parameters():
+                parameter.copy_(state["model"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         own = state["rank_state"][self.ranks.rank]
         tensors = self._rank_state()

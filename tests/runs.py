@@ -34,6 +34,7 @@ class Recorder:
     def __init__(self) -> None:
         self.points: list[dict[str, float]] = []
         self.notes: list[str] = []
+        self.documents: dict[str, str] = {}
 
     def start(self, step: int, samples_seen: int) -> None:
         self.points.clear()
@@ -43,6 +44,9 @@ class Recorder:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+    def document(self, name: str, text: str) -> None:
+        self.documents[name] = text
 
     def flush(self) -> None:
         pass
@@ -66,7 +70,8 @@ class StopAt:
 
 
 def ranks_here(rank: int) -> Ranks:
-    return Ranks(rank, dist.get_world_size(), dist.get_world_size() * 2, torch.device("cpu"))
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    return Ranks(rank, world_size, world_size * 2, torch.device("cpu"))
 
 
 def build(rank: int, overrides: list[str]) -> Trainer:

@@ -26,7 +26,7 @@ def test_every_choice_composes_and_its_section_carries_its_name(choice):
     if group in SCHEMAS:
         section = getattr(cfg, group)
         assert type(section) in SCHEMAS[group].values()
-        assert section.name == name or name == "torchvision"
+        assert section.name == name or name in ("torchvision", "timm")
 
 
 @pytest.mark.parametrize("choice", CHOICES)

@@ -55,9 +55,11 @@ def test_invariant_2_first_gradients_of_resnet20_agree(norm, ranks, tmp_path):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize("norm", ["bn", "syncbn"])
-def test_invariant_4_a_run_stopped_mid_epoch_and_resumed_is_bitwise_equal(norm, world_size, ranks, tmp_path):
-    overrides = [*TINY, f"norm={norm}", "batch_size=4", "epochs=2", "log_every=3"]
+@pytest.mark.parametrize(
+    "options", ["norm=bn", "norm=syncbn", "norm=bn virtual_ranks=2 batch_size=2 norm.running_stats=pooled"]
+)
+def test_invariant_4_a_run_stopped_mid_epoch_and_resumed_is_bitwise_equal(options, world_size, ranks, tmp_path):
+    overrides = [*TINY, "batch_size=4", *options.split(), "epochs=2", "log_every=3"]
     straight = ranks.run(run_training, [*overrides, f"output_dir={tmp_path}/straight"], world_size=world_size)
     cut = [*overrides, f"output_dir={tmp_path}/cut"]
     last_rank = world_size - 1
@@ -87,7 +89,7 @@ def train_then_evaluate(rank, overrides):
     for step, micro_batches in enumerate(trainer.batches.epoch(0)):
         trainer._step(step, micro_batches, 0)
     before = {name: b.clone() for name, b in trainer.module.named_buffers()}
-    metrics = trainer._evaluate_split(
+    metrics = trainer.evaluator.split(
         trainer.dataset.val, trainer.ranks.rank0_copy(dict(trainer.module.named_buffers()))
     )
     after = dict(trainer.module.named_buffers())
@@ -98,7 +100,7 @@ def train_then_evaluate(rank, overrides):
 def evaluate_state(rank, overrides, state):
     trainer = build(rank, overrides)
     trainer.module.load_state_dict(state)
-    return trainer._evaluate_split(trainer.dataset.val, dict(trainer.module.named_buffers()))
+    return trainer.evaluator.split(trainer.dataset.val, dict(trainer.module.named_buffers()))
 
 
 def test_invariant_5_evaluation_is_rank_0s_model_on_each_sample_once_at_any_world_size(ranks, tmp_path):
@@ -123,7 +125,7 @@ def evaluated_by_hand(rank, overrides):
     with torch.no_grad():
         logits = trainer.module.eval()(x.to(trainer.dtype))
     by_hand = F.cross_entropy(logits, labels_B).item(), (logits.argmax(1) == labels_B).double().mean().item()
-    ours = trainer._evaluate_split(trainer.dataset.val, dict(trainer.module.named_buffers()))
+    ours = trainer.evaluator.split(trainer.dataset.val, dict(trainer.module.named_buffers()))
     return by_hand, (ours["loss"], ours["accuracy"])
 
 

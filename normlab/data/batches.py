@@ -6,7 +6,7 @@ import torch
 
 from normlab.data.augment import augment, epoch_draws, normalise
 from normlab.data.dataset import Split
-from normlab.data.order import epoch_order, fixed_permutation, steps_per_epoch
+from normlab.data.order import Stream, epoch_order, fixed_permutation, permutation, steps_per_epoch
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Images (B, 3, H, W), normalised, and labels (B,) int64."""
@@ -49,12 +49,13 @@ class TrainBatches:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
         """Per step, from `first_step` on: `accumulate` micro-batches, each of all logical ranks here.
 
-        A micro-batch has num_logical_ranks_here x batch_size samples, by logical rank, then position.
+        A micro-batch has num_logical_ranks_here x batch_size samples, dealt to the ranks here like cards:
+        sample i is of logical rank first_logical_rank + i % num_logical_ranks_here.
         """
         order = epoch_order(len(self._split), seed=self._seed, epoch=epoch, **self._shape)
         draws = epoch_draws(len(self._split), seed=self._seed, epoch=epoch)
         for micro_batches in order[first_step:, :, self._ranks_here]:
-            yield [self._batch(indices.reshape(-1), draws) for indices in micro_batches]
+            yield [self._batch(indices.T.reshape(-1), draws) for indices in micro_batches]
 
     def _batch(self, index_B: torch.Tensor, draws: torch.Tensor) -> Batch:
         images_BHWC, labels_B = self._split.take(index_B)
@@ -90,3 +91,30 @@ def eval_batches(
     for index_B in order.split(batch_size)[rank::world_size]:
         images_BHWC, labels_B = split.take(index_B)
         yield normalise(images_BHWC.to(device), mean_C, std_C, dtype), labels_B.to(device)
+
+
+def precise_batches(
+    split: Split,
+    mean_C: torch.Tensor,
+    std_C: torch.Tensor,
+    *,
+    seed: int,
+    samples: int,
+    chunk_size: int,
+    chunks_per_batch: int,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[torch.Tensor]:
+    """This rank's share of `samples` images (or all there are), unaugmented, in whole chunks of `chunk_size`.
+
+    Which samples make a chunk is a function of the seed. A batch holds up to chunks_per_batch of them, dealt
+    like cards: of k chunks, sample i is in chunk i % k. A rank may get none.
+    """
+    order = permutation(len(split), seed=seed, epoch=0, stream=Stream.precise)
+    chunks = min(samples, len(split)) // chunk_size
+    order_KB = order[: chunks * chunk_size].view(chunks, chunk_size)
+    for index_KB in order_KB.split(chunks_per_batch)[rank::world_size]:
+        images_BHWC, _ = split.take(index_KB.T.reshape(-1))
+        yield normalise(images_BHWC.to(device), mean_C.to(device), std_C.to(device), dtype)

@@ -16,6 +16,7 @@ class Stream(IntEnum):
     split = 2
     shapes_train = 3
     shapes_test = 4
+    precise = 5
 
 
 def random_words(count: int, *, seed: int, epoch: int, stream: Stream) -> np.ndarray:

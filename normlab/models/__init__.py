@@ -1,11 +1,15 @@
 """Networks, built with BatchNorm; `normlab.norms.convert_norms` gives them the norm of the run."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from normlab.config import CifarResNetConfig, ModelConfig, TorchvisionResNetConfig
+from normlab.config import CifarResNetConfig, ModelConfig, TimmConfig, TorchvisionConfig
+from normlab.models.by_name import timm_model, torchvision_model
 from normlab.models.cifar_resnet import CifarResNet
-from normlab.models.torchvision_resnet import torchvision_resnet
 
 
 def build_model(cfg: ModelConfig, num_classes: int, *, seed: int) -> nn.Module:
@@ -19,6 +23,34 @@ def build_model(cfg: ModelConfig, num_classes: int, *, seed: int) -> nn.Module:
         match cfg:
             case CifarResNetConfig():
                 return CifarResNet(cfg.depth, num_classes, cfg.width)
-            case TorchvisionResNetConfig():
-                return torchvision_resnet(cfg.name, cfg.stem, num_classes)
+            case TorchvisionConfig():
+                return torchvision_model(cfg.name, cfg.stem, num_classes)
+            case TimmConfig():
+                return timm_model(cfg.name, num_classes)
     raise AssertionError(f"no builder for {type(cfg).__name__}")
+
+
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` builds, on the meta device: shapes without memory, in a moment.
+
+    `torch.device("meta")` would do for most, but some models compute their widths with small tensors as they
+    are built. Those few that even run themselves then are built in full and moved.
+    """
+    try:
+        with _ParametersOnMeta():
+            model = build()
+    except RuntimeError:
+        model = build()
+    return model.to("meta")
+
+
+class _ParametersOnMeta(TorchFunctionMode):
+    """Layers allocate their parameters by torch.empty, and models their small tensors by anything else."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)

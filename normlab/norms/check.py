@@ -12,19 +12,25 @@ from normlab.norms.sync_groups import check_sync_group_size
 
 
 def check_norms(
-    model: nn.Module, image_shape: tuple[int, int, int], batch_size: int, ranks: int, norm: NormConfig
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    batch_size: int,
+    ranks: int,
+    norm: NormConfig,
+    virtual_ranks: int = 1,
 ) -> None:
     """Refuse a norm that cannot train in `model`: groups that do not divide, statistics of a single value.
 
     The model is still built with BatchNorm, best on the meta device: one eval-mode forward tells the shape of
     each layer's input. It is left as it was. No process group is needed.
-    `image_shape` is (channels, H, W); `batch_size` is per rank.
+    `image_shape` is (channels, H, W); `batch_size` is per logical rank, of which there are `ranks`, with
+    `virtual_ranks` in each process.
     Raises: ConfigError naming the layer.
     """
     entry = find_norm(norm.name)
     layers = norm_layers(model)
     if isinstance(norm, SyncBatchNormConfig):
-        check_sync_group_size(norm.sync_group_size, ranks)
+        check_sync_group_size(norm.sync_group_size, ranks, virtual_ranks)
     if isinstance(norm, GroupNormConfig):
         for name, layer in layers.items():
             num_groups(layer.num_features, norm, name)
@@ -42,7 +48,10 @@ def check_norms(
 def input_shapes(
     model: nn.Module, layers: dict[str, Any], batch_shape: tuple[int, ...]
 ) -> list[tuple[str, torch.Size]]:
-    """(name, shape of its input) of each call of each layer, in order, in one eval-mode forward of zeros."""
+    """(name, shape of its input) of each call of each layer, in order, in one eval-mode forward of zeros.
+
+    Raises: ConfigError where the model cannot take such images.
+    """
     seen: list[tuple[str, torch.Size]] = []
 
     def record(name: str) -> Any:
@@ -55,6 +64,13 @@ def input_shapes(
         like = next(model.parameters())
         with torch.no_grad():
             model(torch.zeros(batch_shape, device=like.device, dtype=like.dtype))
+    except (RuntimeError, AssertionError) as error:
+        size = "x".join(map(str, batch_shape[2:]))
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(
+            f"{type(model).__name__} cannot take images of {size} ({reason}); choose another model, or data "
+            "with larger images."
+        ) from None
     finally:
         for handle in handles:
             handle.remove()

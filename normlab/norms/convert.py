@@ -1,19 +1,53 @@
 """The one place where a model gets its norm: models are built with BatchNorm and converted."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normlab.config import ConfigError, NormConfig
 from normlab.norms.registry import find_norm
-from normlab.norms.replace import BATCH_NORMS, find_batch_norms, refuse_hooks, replace_layers
+from normlab.norms.replace import (
+    BATCH_NORMS,
+    find_batch_norms,
+    fused_batch_norms,
+    refuse_hooks,
+    replace_layers,
+    take_over_activation,
+)
 
 
-def convert_norms(model: nn.Module, norm: NormConfig) -> nn.Module:
+@dataclass(frozen=True)
+class NormLayer:
+    """What a conversion did with one norm layer."""
+
+    name: str
+    """Dotted; of a layer that stands at several places, the first."""
+
+    was: str
+    """Its type, with the activation that it holds."""
+
+    now: str
+    """Its type after the conversion, or `left alone`."""
+
+    channels: int | None
+    groups: int | None
+    """Of GroupNorm."""
+
+
+def convert_norms(
+    model: nn.Module, norm: NormConfig, virtual_ranks: int = 1, report: list[NormLayer] | None = None
+) -> nn.Module:
     """`model` with every BatchNorm1d, 2d and 3d in it as the configured norm; other layers stay as they are.
 
     Affine Parameters stay the same objects, so values, dtype, device and requires_grad carry over; so do the
     training flag, and the running statistics where the norm has them. A layer that stands at several places
-    is converted once. Works on the meta device. Where anything is refused, nothing has been changed.
+    is converted once. timm's BatchNormAct2d is a BatchNorm2d, whose activation and dropout move to the new
+    layer under the same names. Works on the meta device. Where anything is refused, nothing has been changed.
+    `virtual_ranks` above 1: the samples of a batch are those of so many ranks, sample i of rank
+    i % virtual_ranks, and each norm treats them as those ranks would.
+    `report` is filled with a row for each norm layer, those that are no BatchNorm included.
     Returns the model, which is another object only where it is itself a BatchNorm.
 
     Collective for norm=syncbn in a process group: every rank must call.
@@ -22,10 +56,15 @@ def convert_norms(model: nn.Module, norm: NormConfig) -> nn.Module:
     """
     builder = find_norm(norm.name).builder
     layers = norm_layers(model)
-    if norm.name != "bn":  # which keeps the layers
+    if norm.name != "bn" or virtual_ranks > 1:  # else the layers are kept
         refuse_hooks(layers, ConfigError)
-    build = builder(norm)
-    return replace_layers(model, {layer: build(layer, name) for name, layer in layers.items()})
+    build = builder(norm, virtual_ranks)
+    replacements: dict[nn.Module, nn.Module] = {
+        layer: take_over_activation(build(layer, name), layer) for name, layer in layers.items()
+    }
+    if report is not None:
+        report += [_row(name, layer, replacements.get(layer)) for name, layer in _all_norms(model).items()]
+    return replace_layers(model, replacements)
 
 
 def norm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -33,10 +72,39 @@ def norm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
 
     Raises: ConfigError where there is none, or one of a type that cannot be converted.
     """
-    layers = find_batch_norms(model, BATCH_NORMS, ConfigError)
+    layers = find_batch_norms(model, (*BATCH_NORMS, *fused_batch_norms()), ConfigError)
     if not layers:
+        others = ", ".join(sorted({type(layer).__name__ for layer in _all_norms(model).values()}))
         raise ConfigError(
-            f"{type(model).__name__} has no BatchNorm layer, so its norm cannot be chosen; "
-            "choose a model that is built with BatchNorm."
+            f"{type(model).__name__} has no BatchNorm layer{f' (but {others})' if others else ''}, "
+            "so its norm cannot be chosen; choose a model that is built with BatchNorm."
         )
     return layers
+
+
+def format_report(report: Sequence[NormLayer]) -> str:
+    """A conversion's report as a Markdown table."""
+    rows = [["layer", "from", "to", "channels", "groups"], ["---"] * 5]
+    for row in report:
+        numbers = ["" if number is None else str(number) for number in (row.channels, row.groups)]
+        rows.append([row.name or "(the model itself)", row.was, row.now, *numbers])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _all_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Layers that normalise, by their type's name where it is nobody's that we know."""
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, _BatchNorm) or ("Norm" in type(layer).__name__ and not list(layer.children()))
+    }
+
+
+def _row(name: str, layer: nn.Module, new: nn.Module | None) -> NormLayer:
+    activation = getattr(layer, "act", None)
+    was = type(layer).__name__ + (
+        f" + {type(activation).__name__}" if isinstance(layer, _BatchNorm) and activation else ""
+    )
+    channels = next((getattr(layer, k) for k in ("num_features", "num_channels") if hasattr(layer, k)), None)
+    now = "left alone" if new is None else type(new).__name__
+    return NormLayer(name, was, now, channels, getattr(new, "num_groups", None))

@@ -20,46 +20,52 @@ from normlab.config import (
 )
 from normlab.norms.replace import take_over
 from normlab.norms.sync_batch_norm import SyncBatchNorm
-from normlab.norms.sync_groups import divisors, sync_group
+from normlab.norms.sync_groups import check_sync_group_size, divisors, real_ranks, sync_group
+from normlab.norms.virtual_batch_norm import VirtualBatchNorm
 
 Build = Callable[[_BatchNorm, str], nn.Module]
 """(layer, its dotted name) -> the layer that takes its place."""
 
 
-def batch_norm(norm: BatchNormConfig) -> Build:
+def batch_norm(norm: BatchNormConfig, virtual_ranks: int) -> Build:
     """BatchNorm: the layer itself, with the configured eps and momentum.
 
         y = (x - mean_c) / sqrt(var_c + eps) * gamma_c + beta_c,   mean, var over B, H, W of this rank
 
-    Shape: (B, C, ...) -> (B, C, ...). NBS: batch_size.
+    Shape: (B, C, ...) -> (B, C, ...). NBS: batch_size. Virtual ranks: normlab.norms.VirtualBatchNorm.
     Train: the biased variance normalises; running = (1 - momentum) * running + momentum * batch, with the
     unbiased variance. Eval: running statistics.
     Source: Ioffe & Szegedy 2015, arXiv:1502.03167.
     """
 
     def build(layer: _BatchNorm, name: str) -> nn.Module:
-        layer.eps, layer.momentum = norm.eps, norm.momentum
-        return layer
+        new = layer if virtual_ranks == 1 else VirtualBatchNorm.from_batch_norm(layer, virtual_ranks)
+        return _set_up(new, norm)
 
     return build
 
 
-def sync_batch_norm(norm: SyncBatchNormConfig) -> Build:
+def sync_batch_norm(norm: SyncBatchNormConfig, virtual_ranks: int) -> Build:
     """SyncBatchNorm: as BatchNorm, over the ranks of a sync group. See normlab.norms.SyncBatchNorm.
 
+    The virtual ranks of a process that is whole within a group are one rank with all of their samples; groups
+    that lie within a process need no other: normlab.norms.VirtualBatchNorm.
     Collective: every rank must call (it creates the sync groups).
     """
-    group = sync_group(norm.sync_group_size)
-
-    def build(layer: _BatchNorm, name: str) -> nn.Module:
-        new = SyncBatchNorm.from_batch_norm(layer, group)
-        new.eps, new.momentum = norm.eps, norm.momentum
-        return new
-
-    return build
+    size = norm.sync_group_size
+    check_sync_group_size(size, real_ranks() * virtual_ranks, virtual_ranks)
+    if size is not None and size < virtual_ranks:
+        return lambda layer, name: _set_up(VirtualBatchNorm.from_batch_norm(layer, virtual_ranks, size), norm)
+    group = sync_group(size and size // virtual_ranks)
+    return lambda layer, name: _set_up(SyncBatchNorm.from_batch_norm(layer, group), norm)
 
 
-def group_norm(norm: GroupNormConfig) -> Build:
+def _set_up(layer: _BatchNorm, norm: BatchNormConfig) -> _BatchNorm:
+    layer.eps, layer.momentum = norm.eps, norm.momentum
+    return layer
+
+
+def group_norm(norm: GroupNormConfig, virtual_ranks: int) -> Build:
     """GroupNorm: each sample over groups of channels and all pixels.
 
         y = (x - mean_g) / sqrt(var_g + eps) * gamma_c + beta_c,   g = group of channel c
@@ -75,7 +81,7 @@ def group_norm(norm: GroupNormConfig) -> Build:
     return build
 
 
-def layer_norm(norm: LayerNormConfig) -> Build:
+def layer_norm(norm: LayerNormConfig, virtual_ranks: int) -> Build:
     """LayerNorm on images: each sample over all channels and pixels, which is GroupNorm with one group.
 
         y = (x - mean) / sqrt(var + eps) * gamma_c + beta_c,   mean, var over C, H, W
@@ -91,7 +97,7 @@ def layer_norm(norm: LayerNormConfig) -> Build:
     return build
 
 
-def instance_norm(norm: InstanceNormConfig) -> Build:
+def instance_norm(norm: InstanceNormConfig, virtual_ranks: int) -> Build:
     """InstanceNorm: each sample and channel over its pixels.
 
         y = (x - mean_c) / sqrt(var_c + eps) * gamma_c + beta_c,   mean, var over H, W
@@ -107,7 +113,7 @@ def instance_norm(norm: InstanceNormConfig) -> Build:
     }
 
     def build(layer: _BatchNorm, name: str) -> nn.Module:
-        kind: Any = types[type(layer)]
+        kind: Any = next(new for base, new in types.items() if isinstance(layer, base))
         bias = layer.bias is not None
         new = kind(layer.num_features, norm.eps, affine=layer.affine, bias=bias, device="meta")
         return take_over(new, layer)
@@ -176,8 +182,8 @@ def _per_instance(shape: Sequence[int], norm: NormConfig, ranks: int) -> int:
 class Norm:
     """What the harness knows of a norm."""
 
-    builder: Callable[[Any], Build]
-    """From the norm's config, what makes its layers. Its docstring defines the norm."""
+    builder: Callable[[Any, int], Build]
+    """From the norm's config and virtual_ranks, what makes its layers. Its docstring defines the norm."""
 
     values: Callable[[Sequence[int], Any, int], int]
     """(shape of a layer's input on one rank, config, ranks) -> values that one statistic is made of."""

@@ -1,6 +1,8 @@
 """Finding the BatchNorm layers of a model, and putting other layers in their places."""
 
+import sys
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -68,3 +70,21 @@ def take_over(new: nn.Module, old: _BatchNorm) -> nn.Module:
     new.weight, new.bias = old.weight, old.bias
     new.training = old.training
     return new
+
+
+def fused_batch_norms() -> tuple[type[_BatchNorm], ...]:
+    """timm's BatchNorm2d with dropout and activation in one, where timm is loaded: else there can be none."""
+    timm_layers = sys.modules.get("timm.layers.norm_act")
+    return (timm_layers.BatchNormAct2d,) if timm_layers is not None else ()
+
+
+def take_over_activation(new: nn.Module, old: nn.Module) -> nn.Module:
+    """`new`, followed by the dropout and activation that `old` holds (where it does), under their names."""
+    if new is not old and isinstance(getattr(old, "act", None), nn.Module):
+        new.drop, new.act = old.drop, old.act
+        new.register_forward_hook(_drop_and_activate)
+    return new
+
+
+def _drop_and_activate(layer: Any, args: Any, normalised: Any) -> Any:
+    return layer.act(layer.drop(normalised))

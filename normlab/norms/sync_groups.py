@@ -11,12 +11,28 @@ def divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-def check_sync_group_size(size: int | None, ranks: int) -> None:
-    """Raises: ConfigError where `size` (None: all) does not divide the number of ranks."""
-    if size is not None and ranks % size:
+def real_ranks() -> int:
+    """Ranks of the process group; 1 where there is none."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def check_sync_group_size(size: int | None, ranks: int, virtual_ranks: int = 1) -> None:
+    """What `size` contiguous logical ranks (None: all) of `ranks` can share, `virtual_ranks` in each process.
+
+    Raises: ConfigError where `size` does not divide their number, or a group would end within a process.
+    """
+    if size is None:
+        return
+    fits = [d for d in divisors(ranks) if d % virtual_ranks == 0 or virtual_ranks % d == 0]
+    if ranks % size:
         raise ConfigError(
             f"norm.sync_group_size={size} does not divide the {ranks} ranks; "
-            f"choose one of {divisors(ranks)}, or null for all ranks."
+            f"choose one of {fits}, or null for all ranks."
+        )
+    if size not in fits:
+        raise ConfigError(
+            f"norm.sync_group_size={size} with virtual_ranks={virtual_ranks} would end within a process; "
+            f"choose one of {fits}, null for all ranks, or another virtual_ranks."
         )
 
 
@@ -27,7 +43,7 @@ def sync_group(size: int | None) -> Any | None:
     Collective: every rank must call (each creates every group, in the same order).
     Raises: ConfigError where `size` does not divide the number of ranks.
     """
-    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    ranks = real_ranks()
     check_sync_group_size(size, ranks)
     if size is None or size == ranks:
         return None

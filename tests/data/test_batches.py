@@ -71,7 +71,8 @@ def test_processes_together_see_the_global_batches_of_one_rank(split, ranks, her
     ]
     for [(images_BCHW, labels_B)] in batches(split).epoch(0):
         steps = [next(share) for share in shares]
-        micro = [step[a] for a in range(accumulate) for step in steps]
+        # A process deals its samples to its logical ranks like cards: sample i is of rank i % here.
+        micro = [[t[v::here] for t in step[a]] for a in range(accumulate) for step in steps for v in range(here)]
         assert torch.equal(torch.cat([images for images, _ in micro]), images_BCHW)
         assert torch.equal(torch.cat([labels for _, labels in micro]), labels_B)
 

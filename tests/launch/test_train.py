@@ -50,7 +50,7 @@ def test_composing_leaves_nothing_behind_but_the_run(started):
     assert [p.name for p in folder.iterdir()] == ["runs"]
     (directory,) = folder.glob("runs/*/*")
     names = {p.name.split(".")[0] for p in directory.iterdir()}
-    assert names == {"config", "metrics", "events", "checkpoint", "result", "lock"}
+    assert names == {"config", "metrics", "norms", "events", "checkpoint", "result", "lock"}
 
 
 def test_torchrun_joins_the_same_run_which_has_ended_and_trains_it_alike_when_told(started):

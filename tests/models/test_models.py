@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from normlab.config import CifarResNetConfig, ConfigError, Stem, TorchvisionResNetConfig
+from normlab.config import CifarResNetConfig, ConfigError, Stem, TorchvisionConfig
 from normlab.models import build_model
 
 
@@ -51,8 +51,8 @@ def test_weights_follow_the_seed_and_leave_the_global_generator_alone():
 
 def test_torchvision_with_a_cifar_stem_keeps_the_resolution_of_small_images():
     with torch.device("meta"):
-        cifar = build_model(TorchvisionResNetConfig(name="resnet18", stem=Stem.cifar), 10, seed=0)
-        own = build_model(TorchvisionResNetConfig(name="resnet18", stem=Stem.own), 10, seed=0)
+        cifar = build_model(TorchvisionConfig(name="resnet18", stem=Stem.cifar), 10, seed=0)
+        own = build_model(TorchvisionConfig(name="resnet18", stem=Stem.own), 10, seed=0)
         image = torch.zeros(1, 3, 32, 32)
         sizes = [m.maxpool(m.relu(m.bn1(m.conv1(image)))).shape[-1] for m in (cifar, own)]
     assert sizes == [32, 8]
@@ -60,4 +60,4 @@ def test_torchvision_with_a_cifar_stem_keeps_the_resolution_of_small_images():
 
 def test_a_name_that_torchvision_does_not_have_lists_those_it_has():
     with pytest.raises(ConfigError, match=r"model.name=resnet19 .*resnet18, .*wide_resnet"):
-        build_model(TorchvisionResNetConfig(name="resnet19"), 10, seed=0)
+        build_model(TorchvisionConfig(name="resnet19"), 10, seed=0)

@@ -1,0 +1,147 @@
+"""Which running statistics a model is evaluated with, where each rank has its own.
+
+Under data parallelism every logical rank keeps the running statistics of the samples that it saw. A model has
+room for one set: a policy (config.RunningStats) makes it. Nothing here changes a live buffer.
+
+Statistics of all layers stand side by side in one axis N, the channels of the first layer first.
+"""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from normlab.distributed import Ranks
+from normlab.norms.replace import take_over_activation
+from normlab.norms.virtual_batch_norm import batch_norm_by_group
+
+
+def tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Dotted name -> layer of each BatchNorm, of any kind, that keeps running statistics."""
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+    }
+
+
+@dataclass(frozen=True)
+class RankStatistics:
+    """Running statistics of each logical rank; ranks that share theirs (a sync group) may stand as one row."""
+
+    mean_RN: Tensor
+    """float64."""
+
+    var_RN: Tensor
+    """float64, unbiased."""
+
+    @classmethod
+    def gather(cls, model: nn.Module, ranks: Ranks) -> "RankStatistics | None":
+        """Those of all ranks, in their order; None for a model without. Collective: every rank must call."""
+        layers = tracking_layers(model).values()
+        if not layers:
+            return None
+        own_2GN = torch.stack(
+            [
+                torch.cat(
+                    [layer.get_buffer(name).double().view(-1, layer.num_features) for layer in layers], dim=1
+                )
+                for name in ("running_mean", "running_var")
+            ]
+        )
+        mean_RGN, var_RGN = ranks.gather(own_2GN).unbind(1)
+        return cls(mean_RGN.flatten(0, 1), var_RGN.flatten(0, 1))
+
+    def rank0(self) -> tuple[Tensor, Tensor]:
+        """(N,), (N,): those of logical rank 0, which is what evaluating on rank 0 amounts to."""
+        return self.mean_RN[0], self.var_RN[0]
+
+    def pooled(self) -> tuple[Tensor, Tensor]:
+        """(N,), (N,): all ranks' merged by the law of total variance.
+
+        mean = E_r[mean_r],   var = E_r[var_r] + Var_r[mean_r]
+        """
+        return self.mean_RN.mean(0), self.var_RN.mean(0) + self.mean_RN.var(0, correction=0)
+
+    def spread(self, eps: float = 1e-5) -> dict[str, float]:
+        """How far ranks are apart, as a root mean square over all channels of all layers.
+
+        mean_spread: deviation over ranks of the running mean, in units of the activation's own deviation.
+        var_spread: deviation over ranks of the running variance, relative to its mean over ranks.
+        """
+        scale_N = self.var_RN.mean(0) + eps
+        mean_N = self.mean_RN.var(0, correction=0) / scale_N
+        var_N = self.var_RN.var(0, correction=0) / scale_N.square()
+        return {
+            "running_stats/mean_spread": float(mean_N.mean().sqrt()),
+            "running_stats/var_spread": float(var_N.mean().sqrt()),
+        }
+
+
+def as_buffers(model: nn.Module, mean_N: Tensor, var_N: Tensor) -> dict[str, Tensor]:
+    """Statistics by the names that a model built with BatchNorm has for them, each (C,)."""
+    layers = tracking_layers(model)
+    channels = [layer.num_features for layer in layers.values()]
+    return {
+        f"{name}.{buffer}": values_C.to(layer.get_buffer(buffer).dtype)
+        for buffer, values_N in (("running_mean", mean_N), ("running_var", var_N))
+        for (name, layer), values_C in zip(layers.items(), values_N.split(channels), strict=True)
+    }
+
+
+def precise_statistics(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    chunk_size: int,
+    ranks: Ranks,
+    *,
+    autocast: torch.autocast,
+) -> tuple[Tensor, Tensor]:
+    """(N,), (N,): mean and unbiased variance of what each layer sees of all ranks' `batches`, in train mode.
+
+    Each layer normalises chunks of `chunk_size` samples by themselves (the run's NBS, so that later layers see
+    what they saw in training); over chunks and ranks the law of total variance. A batch may hold several
+    chunks: of k, sample i is in chunk i % k. Parameters are shared with a copy of the model; its buffers are not.
+    Collective: every rank must call, with its own batches, of which there may be none.
+    Source: Wu & Johnson 2021, arXiv:2105.07576, section 3 (PreciseBN).
+    """
+    layers = tracking_layers(model).values()
+    observers = {id(layer): _ChunkObserver(layer, chunk_size) for layer in layers}
+    for layer in layers:
+        take_over_activation(observers[id(layer)], layer)
+    parameters = {id(parameter): parameter for parameter in model.parameters()}
+    # What the memo holds already is put in place of a copy.
+    twin = copy.deepcopy(model, {**parameters, **observers}).train()
+    with torch.no_grad(), autocast:
+        for images_BCHW in batches:
+            twin(images_BCHW)
+    sums = ranks.sum(torch.cat([observer.sums_3C for observer in observers.values()], dim=1))
+    count_N, sum_N, square_N = sums
+    mean_N = sum_N / count_N
+    biased_N = (square_N / count_N - mean_N.square()).clamp_(min=0)
+    return mean_N, biased_N * count_N / (count_N - 1)
+
+
+class _ChunkObserver(nn.Module):
+    """BatchNorm of each chunk by itself, that adds up each channel's values, and their squares, in float64."""
+
+    def __init__(self, layer: _BatchNorm, chunk_size: int) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps, self.chunk_size = layer.weight, layer.bias, layer.eps, chunk_size
+        like = layer.get_buffer("running_mean")
+        self.sums_3C = torch.zeros(3, layer.num_features, dtype=torch.float64, device=like.device)
+        self.dtype = like.dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        chunks = len(x) // self.chunk_size
+        mean_KC, var_KC = torch.zeros(2, chunks, x.shape[1], dtype=self.dtype, device=x.device)
+        y = batch_norm_by_group(x, chunks, 1, mean_KC, var_KC, self.weight, self.bias, 1.0, self.eps)
+        values = x.numel() // (chunks * x.shape[1])  # of a channel in a chunk
+        mean_KC, biased_KC = mean_KC.double(), var_KC.double() * ((values - 1) / values)
+        self.sums_3C[0] += values * chunks
+        self.sums_3C[1] += values * mean_KC.sum(0)
+        self.sums_3C[2] += values * (biased_KC + mean_KC.square()).sum(0)
+        return y
