@@ -96,7 +96,8 @@ def describe(run: Run, train_samples: int) -> str:
     each = f" standing in for {cfg.virtual_ranks} each" if cfg.virtual_ranks > 1 else ""
     return (
         f"{cfg.norm.name} in {cfg.model.name} on {cfg.data.name}: {total_steps} steps of "
-        f"{cfg.global_batch_size(cfg.world_size)} samples on {cfg.world_size} rank(s){each}, {nbs} sharing statistics\n"
+        f"{cfg.global_batch_size(cfg.world_size)} samples on {cfg.world_size} rank(s){each}, "
+        f"{nbs} sharing statistics\n"
         f"run: {run.directory}"
     )
 
