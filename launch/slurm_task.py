@@ -33,8 +33,8 @@ class SlurmTask:
             from launch.rank import run_rank
 
             code = run_rank(self.run.config, self.study, self.run)
-        if code > 128:
-            self._stopped(rank, code)
+            if code > 128:  # still inside: SLURM may send USR2, and SIGTERM after it
+                self._stopped(rank, code)
         if code:
             sys.exit(code)
 

@@ -61,7 +61,7 @@ def read_progress(directory: Path) -> Progress:
         with (directory / "metrics.jsonl").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             lines = file.read().split(b"\n")[:-1]
-    except FileNotFoundError:
+    except OSError:  # not begun, or not readable: who looks on must not fail of it
         return Progress()
     points = [json.loads(line) for line in lines if line.startswith(b"{")]
 

@@ -125,7 +125,8 @@ def how_it_ended(job: Job, code: int | None, stop_signal: int) -> Ended:
         return Ended(job, "stopped", "the same command goes on from its checkpoint")
     if code and code < 0:
         return Ended(job, "failed", f"killed by {signal.Signals(-code).name}")
-    return Ended(job, "failed", last_line(job.run.log_path.read_text(errors="replace")))
+    log = job.run.log_path.read_text(errors="replace") if job.run.log_path.exists() else ""
+    return Ended(job, "failed", last_line(log))
 
 
 def last_line(text: str) -> str:

@@ -21,7 +21,7 @@ NODES = ("127.0.0.11", "127.0.0.12")
 """IP literals as node names, so that MASTER_ADDR resolves."""
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "slurmdbd", "mariadbd", "mariadb-install-db")
-PATIENCE_S = 120
+PATIENCE_S = 300
 """How long a condition may take to come true before a test fails; none waits for time to pass."""
 
 
