@@ -4,17 +4,17 @@ python -m benchmarks.virtual_ranks --rounds 5
 
 ResNet-20 on 32x32 images, batch_size 2 on 8 ranks, SGD. The cases take turns in one run, so that a machine
 whose speed drifts slows all of them; each figure is the median over rounds of a case's images/s, and a ratio
-that of each round's pair. Memory is by how much training raises the peak resident size of a process.
+that of each round's pair. Memory is by how much training raises the peak resident size of a process (Linux).
 """
 
 import argparse
 import multiprocessing
 import platform
-import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,10 +100,16 @@ class RealRanks:
 def peak_memory_mib(norm: str, virtual_ranks: int, bf16: bool, steps: int, pipe: Any) -> None:
     torch.set_num_threads(available_cores())
     step = make_step(NORMS[norm](), RANKS * BATCH_SIZE, virtual_ranks, bf16=bf16)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, which importing made, is forgotten
+    before = memory_kib("VmRSS")
     for _ in range(steps):
         step()
-    pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    pipe.send((memory_kib("VmHWM") - before) / 1024)
+
+
+def memory_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def memory_in_a_fresh_process(virtual_ranks: int, bf16: bool) -> float:
