@@ -12,7 +12,15 @@ from normlab.logger import FileLogger
 from normlab.progress import ProgressLogger
 from tests.runs import TINY, StopAt, build, directory_of
 
-SCALARS = {"train/loss", "train/accuracy", "train/batch_accuracy", "val/loss", "val/accuracy"}
+SCALARS = {
+    "running_stats/mean_spread",
+    "running_stats/var_spread",
+    "train/loss",
+    "train/accuracy",
+    "train/batch_accuracy",
+    "val/loss",
+    "val/accuracy",
+}
 SCALARS |= {"lr", "images_per_second", "grad_norm", "epoch"}
 
 
