@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 # Each room may import from those before it, and from itself.
 LAYERS = [
     ["normlab.config", "normlab.atomic"],
-    ["normlab.run", "normlab.distributed", "normlab.metrics", "normlab.norms", "normlab.data"],
+    ["normlab.run", "normlab.distributed", "normlab.metrics"],
+    ["normlab.norms", "normlab.data"],
     ["normlab.models", "normlab.optimizer", "normlab.checkpoint", "normlab.logger", "normlab.progress"],
     ["normlab.evaluate"],
     ["normlab.trainer", "normlab.preflight"],
