@@ -25,11 +25,11 @@ FAMILIES = {  # the smallest of each, and the images that suit it
     "lraspp_mobilenet_v3_large": 33,
 }
 SLOWER_FAMILIES = {
-    "densenet121": 33,
+    "densenet121": 65,
     "efficientnet_b0": 33,
     "efficientnet_v2_s": 33,
     "fcn_resnet50": 33,
-    "googlenet": 33,
+    "googlenet": 65,
     "inception_v3": 107,
     "maxvit_t": 224,
     "regnet_x_400mf": 33,
