@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from normlab.atomic import atomic_write
 from normlab.config import plain
 from normlab.run import Run
 
@@ -95,7 +96,8 @@ class FileLogger:
         pass
 
     def document(self, name: str, text: str) -> None:
-        (self._run.directory / f"{name}.md").write_text(text)
+        with atomic_write(self._run.directory / f"{name}.md") as file:
+            file.write(text)
         self._writer.add_text(name, text)
 
     def flush(self) -> None:

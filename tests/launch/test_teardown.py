@@ -1,4 +1,8 @@
-"""The one teardown: without it about one process in ten aborts at exit after a DDP backward over gloo."""
+"""Ranks that trained leave with exit code 0, every time.
+
+With torch 2.14.1 about one process in ten aborted at exit without the teardown. With 2.15.0 that was not seen, so
+this guards against its return; it does not show that the teardown is still needed.
+"""
 
 import multiprocessing
 
