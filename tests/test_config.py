@@ -7,8 +7,9 @@ import pytest
 import torch
 from hydra.errors import HydraException
 
-from normlab import config, data
+from normlab import data
 from normlab.config import SCHEMAS, ConfigError, describe_keys, plain
+from normlab.config.schema import MODULES
 from normlab.models import build_model
 from normlab.norms import convert_norms
 from normlab.optimizer import build_optimizer
@@ -47,8 +48,8 @@ def test_every_choice_has_a_builder(choice):
 
 
 def test_every_field_has_a_docstring():
-    for node in ast.parse(inspect.getsource(config)).body:
-        if not (isinstance(node, ast.ClassDef) and hasattr(getattr(config, node.name), "__dataclass_fields__")):
+    for module, node in ((m, n) for m in MODULES for n in ast.parse(inspect.getsource(m)).body):
+        if not isinstance(node, ast.ClassDef) or not hasattr(getattr(module, node.name), "__dataclass_fields__"):
             continue
         for statement, after in zip(node.body, [*node.body[1:], None], strict=True):
             if not isinstance(statement, ast.AnnAssign) or "ClassVar" in ast.unparse(statement.annotation):
@@ -56,7 +57,7 @@ def test_every_field_has_a_docstring():
             documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             inherited = any(
                 statement.target.id in getattr(base, "__dataclass_fields__", {})
-                for base in getattr(config, node.name).__mro__[1:]
+                for base in getattr(module, node.name).__mro__[1:]
             )
             assert documented or inherited, f"{node.name}.{statement.target.id}"
 

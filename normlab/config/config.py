@@ -1,0 +1,120 @@
+"""One run: its sections, and the keys that stand by themselves."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from omegaconf import MISSING
+
+from normlab.config.data import DataConfig
+from normlab.config.model import ModelConfig
+from normlab.config.norm import NormConfig
+from normlab.config.optim import OptimConfig
+from normlab.config.section import Section, setting
+
+
+class Precision(Enum):
+    """Numbers that the model computes with."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp64 = "fp64"
+
+
+class Device(Enum):
+    """Where ranks compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass(kw_only=True)
+class Config(Section):
+    """One run, but for its data's content: one cell of the table."""
+
+    norm: NormConfig = MISSING
+    """The normalization layer."""
+
+    model: ModelConfig = MISSING
+    """The network."""
+
+    data: DataConfig = MISSING
+    """What it is trained and evaluated on."""
+
+    optim: OptimConfig = MISSING
+    """The optimizer and its schedule."""
+
+    batch_size: int = setting(32, minimum=1)
+    """Samples per rank and step."""
+
+    world_size: int | None = setting(None, minimum=1)
+    """Ranks. null: what torchrun or SLURM gives, else 1."""
+
+    virtual_ranks: int = setting(1, minimum=1)
+    """Ranks that each process stands in for: the mathematics of that many real ranks, in one."""
+
+    accumulate: int = setting(1, minimum=1)
+    """Per-rank batches whose gradients are summed before a step. It does not enlarge the batch of BN."""
+
+    epochs: int = setting(10, minimum=1)
+    """Length: passes over the training data."""
+
+    max_samples: int | None = setting(None, minimum=1)
+    """Length: samples; where both end the run, the smaller wins. null: epochs alone."""
+
+    eval_every_epochs: int = setting(1, minimum=1, identity=False)
+    """Passes between evaluations; the last step is always evaluated."""
+
+    eval_batch_size: int = setting(250, minimum=1, identity=False)
+    """Samples per rank and evaluation step, never the training batch size."""
+
+    eval_train_samples: int = setting(1000, minimum=1)
+    """Training samples, unaugmented, on which train/accuracy is evaluated."""
+
+    label_smoothing: float = setting(0.0, minimum=0, below=1)
+    """Share of the training target that is spread over all classes; evaluation has none."""
+
+    seed: int = setting(0, minimum=0)
+    """Decides the initial weights, the order of the data and the augmentation."""
+
+    precision: Precision = Precision.fp32
+    """fp32, bf16 (autocast, statistics in fp32) or fp64."""
+
+    device: Device = setting(Device.auto, identity=False)
+    """auto: cuda where there is a device, else cpu."""
+
+    threads: int | None = setting(None, minimum=1, identity=False)
+    """CPU threads per rank. null: the machine's cores shared among its ranks."""
+
+    compile: bool = False
+    """torch.compile the model."""
+
+    channels_last: bool = False
+    """Keep images and weights with the channel as the fastest axis."""
+
+    output_dir: str = setting("runs", identity=False)
+    """Folder under which studies and their runs are kept."""
+
+    study: str | None = setting(None, identity=False)
+    """Folder under output_dir. null: the experiment's name, else default."""
+
+    rerun: bool = setting(False, identity=False)
+    """Start over where the run is finished or begun; what it left is deleted."""
+
+    sweep_metric: str = setting("val/accuracy", identity=False)
+    """What a run returns to the sweeper: a metric of result.json, or its worst value where it has none."""
+
+    log_every: int = setting(10, minimum=1, identity=False)
+    """Steps between logged training points."""
+
+    checkpoint_every_s: float = setting(600.0, minimum=0, identity=False)
+    """Seconds between checkpoints within an epoch; 0 saves at every step."""
+
+    progress: bool = setting(True, identity=False)
+    """Show a progress bar, or plain lines where there is no terminal."""
+
+    def logical_ranks(self, world_size: int) -> int:
+        return world_size * self.virtual_ranks
+
+    def global_batch_size(self, world_size: int) -> int:
+        return self.batch_size * self.logical_ranks(world_size) * self.accumulate

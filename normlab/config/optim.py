@@ -1,0 +1,99 @@
+"""Optimizers, and how their learning rate is scaled and scheduled."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+from omegaconf import MISSING
+
+from normlab.config.section import ConfigError, Section, setting
+
+
+class LrScaling(Enum):
+    """How the learning rate follows the global batch size."""
+
+    none = "none"
+    linear = "linear"
+    sqrt = "sqrt"
+
+
+class Schedule(Enum):
+    """How the learning rate falls over the run."""
+
+    constant = "constant"
+    cosine = "cosine"
+    step = "step"
+
+
+@dataclass(kw_only=True)
+class OptimConfig(Section):
+    """What every optimizer has."""
+
+    group: ClassVar[str] = "optim"
+
+    name: str = MISSING
+    """Which optimizer: the name of a file under conf/optim."""
+
+    lr: float = setting(0.1, above=0)
+    """Learning rate at a global batch of lr_reference_batch samples."""
+
+    lr_reference_batch: int = setting(128, minimum=1)
+    """Global batch size, in samples, at which lr holds."""
+
+    lr_scaling: LrScaling = LrScaling.linear
+    """linear: lr x batch / reference; sqrt: lr x sqrt(batch / reference); none: lr."""
+
+    warmup_epochs: float = setting(0.0, minimum=0)
+    """Passes over the data during which the rate rises linearly from zero."""
+
+    schedule: Schedule = Schedule.cosine
+    """cosine to zero; step: times step_factor at each milestone; constant."""
+
+    milestones: list[float] = setting([0.5, 0.75], above=0, below=1)
+    """For schedule=step: shares of the run after which the rate is multiplied by step_factor."""
+
+    step_factor: float = setting(0.1, above=0, maximum=1)
+    """For schedule=step: what the rate is multiplied by."""
+
+    weight_decay: float = setting(5e-4, minimum=0)
+    """Decay of convolution and linear weights."""
+
+    norm_weight_decay: float | None = setting(None, minimum=0)
+    """Decay of norm parameters and biases; 0 leaves them out, null treats them as the weights."""
+
+    clip_grad_norm: float | None = setting(None, above=0)
+    """Largest norm of the whole gradient; longer ones are scaled down to it. null: no limit."""
+
+
+@dataclass(kw_only=True)
+class SgdConfig(OptimConfig):
+    """Stochastic gradient descent with momentum."""
+
+    name: str = "sgd"
+
+    momentum: float = setting(0.9, minimum=0, below=1)
+    """Share of the last update in the next."""
+
+    nesterov: bool = False
+    """Look ahead by one momentum step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and self.momentum == 0:
+            raise ConfigError("optim.nesterov=true needs optim.momentum above 0.")
+
+
+@dataclass(kw_only=True)
+class AdamWConfig(OptimConfig):
+    """Adam with decoupled weight decay (arXiv:1711.05101)."""
+
+    name: str = "adamw"
+
+    beta1: float = setting(0.9, minimum=0, below=1)
+    """Decay of the mean of gradients."""
+
+    beta2: float = setting(0.999, minimum=0, below=1)
+    """Decay of the mean of squared gradients."""
+
+    eps: float = setting(1e-8, above=0)
+    """Added to the root of the mean square."""

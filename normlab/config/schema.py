@@ -1,0 +1,96 @@
+"""How the dataclasses become Hydra's schema, its help, and plain values."""
+
+import ast
+import inspect
+from dataclasses import Field, fields, is_dataclass
+from enum import Enum
+from itertools import pairwise
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from normlab.config import config, data, model, norm, optim
+from normlab.config.config import Config
+from normlab.config.section import Section
+
+MODULES = (norm, model, data, optim, config)
+"""Where the sections stand, in the order of `--help`."""
+
+SCHEMAS: dict[str, dict[str, type[Section]]] = {
+    "norm": {
+        "bn": norm.BatchNormConfig,
+        "syncbn": norm.SyncBatchNormConfig,
+        "gn": norm.GroupNormConfig,
+        "ln": norm.LayerNormConfig,
+        "in": norm.InstanceNormConfig,
+    },
+    "model": {
+        "cifar_resnet": model.CifarResNetConfig,
+        "torchvision": model.TorchvisionConfig,
+        "timm": model.TimmConfig,
+    },
+    "data": {"shapes": data.ShapesConfig, "cifar": data.CifarConfig, "image_folder": data.ImageFolderConfig},
+    "optim": {"sgd": optim.SgdConfig, "adamw": optim.AdamWConfig},
+}
+"""Config group -> schema name -> its dataclass. YAML choices name theirs in their defaults list."""
+
+
+def register_schemas() -> None:
+    """Make the schemas, and `--help`'s list of keys, known to Hydra; call before composing."""
+    OmegaConf.register_new_resolver("normlab_keys", describe_keys, replace=True)
+    store = ConfigStore.instance()
+    store.store(name="config_schema", node=Config)
+    for group, schemas in SCHEMAS.items():
+        for name, schema in schemas.items():
+            store.store(group=f"schema/{group}", name=name, node=schema)
+
+
+def describe_keys() -> str:
+    """Every key with its default and meaning, from the dataclasses and the docstrings under their fields."""
+    lines = []
+    for module, node in ((m, n) for m in MODULES for n in ast.parse(inspect.getsource(m)).body):
+        schema = getattr(module, node.name) if isinstance(node, ast.ClassDef) else None
+        if not (isinstance(schema, type) and issubclass(schema, Section)):
+            continue
+        assert isinstance(node, ast.ClassDef)
+        lines += ["", (ast.get_docstring(node) or "").rstrip(".")]
+        specs = {spec.name: spec for spec in fields(schema)}
+        for declared, text in pairwise(node.body):
+            if isinstance(declared, ast.AnnAssign) and isinstance(text, ast.Expr):
+                name = ast.unparse(declared.target)
+                key = f"{schema.group}.{name}" if schema.group else name
+                lines.append(f"  {key} = {_default(specs[name])}".removesuffix(f" = {MISSING}"))
+                lines.append(f"      {' '.join(ast.literal_eval(text.value).split())}")
+    return "\n".join(lines).replace("$", "$$")  # Hydra reads $ as its own
+
+
+def _default(spec: "Field[Any]") -> str:
+    """A field's default as a command line would give it."""
+    default = plain(spec.default_factory() if callable(spec.default_factory) else spec.default)
+    if default is None or isinstance(default, bool):
+        return {None: "null", True: "true", False: "false"}[default]
+    return str(default)
+
+
+def to_typed(composed: DictConfig) -> Config:
+    """The composed configuration as dataclasses, every range and exclusion checked.
+
+    Raises: ConfigError.
+    """
+    typed = OmegaConf.to_object(composed)
+    assert isinstance(typed, Config)
+    return typed
+
+
+def plain(section: Any, *, identity_only: bool = False) -> Any:
+    """A section as plain dicts, lists, strings and numbers; `identity_only` keeps what changes a result."""
+    if is_dataclass(section):
+        return {
+            spec.name: plain(getattr(section, spec.name), identity_only=identity_only)
+            for spec in fields(section)
+            if not identity_only or spec.metadata.get("identity", True)
+        }
+    if isinstance(section, Enum):
+        return section.value
+    return list(section) if isinstance(section, list) else section
