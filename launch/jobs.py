@@ -157,7 +157,7 @@ def sweep_value(run: Run) -> float:
     The worst loss is infinite; the worst of everything else (accuracies, IoUs) is 0.
     Raises: ConfigError where a finished run has no such metric.
     """
-    metric = run.config.sweep_metric
+    metric = run.config.returned_metric
     result = run.result()
     if result is None or result["status"] != "finished":
         return math.inf if metric.endswith("loss") else 0.0

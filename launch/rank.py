@@ -138,7 +138,8 @@ def report(run: Run) -> None:
     """The result, the run's directory, and what to type to see its curves."""
     result = run.result()
     assert result is not None
-    metrics = "  ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
+    shown = {name: value for name, value in result["metrics"].items() if "/iou" not in name}  # of each class
+    metrics = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
     print(f"{result['status']}: {metrics or 'the loss was no longer finite'}")
     print(f"run: {run.directory}")
     print(f"see: tensorboard --logdir {run.config.output_dir}")

@@ -76,7 +76,7 @@ def how_it_ended(submitted: Submitted) -> Ended:
     if result is not None and result["status"] == "failed":
         return Ended(submitted.job, "failed", " ".join(result["error"].split()))
     if result is not None:
-        metric = run.config.sweep_metric
+        metric = run.config.returned_metric
         value = result["metrics"].get(metric)
         return Ended(submitted.job, result["status"], "" if value is None else f"{metric} {value:.4f}")
     words = last_words(submitted)

@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ class Progress:
     """How far a run is, from its last logged points."""
 
     samples_seen: int = 0
-    accuracy: float | None = None
-    """val/accuracy of the last evaluation."""
+    score: float | None = None
+    """val/accuracy, or val/miou, of the last evaluation."""
     images_per_second: float | None = None
 
     def time_left_s(self, total_samples: int | None) -> float | None:
@@ -49,7 +49,7 @@ class RunStatus:
     """Since its last sign of life."""
     samples_seen: int
     total_samples: int | None
-    accuracy: float | None
+    score: float | None
     time_left_s: float | None
     detail: str
     """A failed run's error, a queued job's reason."""
@@ -68,7 +68,13 @@ def read_progress(directory: Path) -> Progress:
     def last(tag: str) -> Any:
         return next((p[tag] for p in reversed(points) if p.get(tag) is not None), None)
 
-    return Progress(last("samples_seen") or 0, last("val/accuracy"), last("images_per_second"))
+    return Progress(last("samples_seen") or 0, _score(last), last("images_per_second"))
+
+
+def _score(metric: Callable[[str], float | None]) -> float | None:
+    """What the run's task is judged by."""
+    accuracy = metric("val/accuracy")
+    return metric("val/miou") if accuracy is None else accuracy
 
 
 def read_status(directory: Path, queue: Queue) -> RunStatus:
@@ -83,7 +89,7 @@ def read_status(directory: Path, queue: Queue) -> RunStatus:
         age_s=max(0.0, time.time() - max(ages)),
         samples_seen=progress.samples_seen,
         total_samples=total,
-        accuracy=(result or {}).get("metrics", {}).get("val/accuracy", progress.accuracy),
+        score=_score((result or {}).get("metrics", {}).get) or progress.score,
         time_left_s=progress.time_left_s(total) if state == "running" else None,
         detail=detail,
     )

@@ -118,7 +118,7 @@ def how_it_ended(job: Job, code: int | None, stop_signal: int) -> Ended:
     if result and status == "failed":
         return Ended(job, "failed", last_line(result["error"]))
     if result and code == 0:
-        metric = job.run.config.sweep_metric
+        metric = job.run.config.returned_metric
         value = result["metrics"].get(metric)
         return Ended(job, result["status"], "" if value is None else f"{metric} {value:.4f}")
     if stop_signal or (code or 0) > 128:

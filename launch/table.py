@@ -29,7 +29,7 @@ ORDER = ("finished", "skipped", "queued", "diverged", "stopped", "failed")
 
 
 class SweepView:
-    """Every job of a sweep while it goes on: state, samples, accuracy, time left.
+    """Every job of a sweep while it goes on: state, samples, accuracy or mIoU, time left.
 
     A launcher tells it what begins and ends, and calls `update` a few times a second; the rest it reads from the
     runs' directories. Where the terminal is too low for all, those that run come first.
@@ -71,8 +71,8 @@ class SweepView:
         for job in self._in_state("running"):
             self._progress[job] = read_progress(job.run.directory)
             if not self._console.is_terminal:
-                _, _, samples, accuracy, left = self._row(job)
-                self._say(job, f"{samples} samples, accuracy {accuracy or 'none yet'}, {left or '?'} left")
+                _, _, samples, score, left = self._row(job)
+                self._say(job, f"{samples} samples, accuracy or mIoU {score or 'none yet'}, {left or '?'} left")
         if self._console.is_terminal:
             self._shown_at = time.monotonic()
             self._live.update(self._table(), refresh=True)
@@ -91,7 +91,7 @@ class SweepView:
     def _table(self) -> Table:
         counts = Counter(self._state.values())
         table = Table(box=None, caption=", ".join(f"{n} {state}" for state, n in counts.items()))
-        for column in ("state", "run", "samples", "accuracy", "time left"):
+        for column in ("state", "run", "samples", "acc/mIoU", "time left"):
             table.add_column(column, no_wrap=True, overflow="ellipsis", ratio=1 if column == "run" else None)
         room = self._console.height - 4
         jobs = list(self._state)
@@ -108,7 +108,7 @@ class SweepView:
             state,
             job.name,
             f"{progress.samples_seen}/{job.total_samples}",
-            "" if progress.accuracy is None else f"{progress.accuracy:.4f}",
+            "" if progress.score is None else f"{progress.score:.4f}",
             duration(progress.time_left_s(job.total_samples)) if state == "running" else "",
         )
 
@@ -133,7 +133,7 @@ def status_table(runs: Sequence[RunStatus], root: Path) -> None:
     """The table of `python -m launch.status`, on stdout."""
     console = Console(highlight=False)
     table = Table(box=None, header_style="bold")
-    for column in ("state", "run", "samples", "accuracy", "time left", "last sign", ""):
+    for column in ("state", "run", "samples", "acc/mIoU", "time left", "last sign", ""):
         table.add_column(column, no_wrap=True)
     for run in runs:
         name = str(Path(run.run).relative_to(root)) if run.run != str(root) else root.name
@@ -141,7 +141,7 @@ def status_table(runs: Sequence[RunStatus], root: Path) -> None:
             run.state,
             name,
             f"{run.samples_seen}/{run.total_samples}" if run.total_samples else str(run.samples_seen),
-            "" if run.accuracy is None else f"{run.accuracy:.4f}",
+            "" if run.score is None else f"{run.score:.4f}",
             duration(run.time_left_s),
             f"{duration(run.age_s)} ago",
             run.detail,

@@ -73,6 +73,21 @@ class Ranks:
             raise ConfigError(problem)
         return value  # type: ignore[return-value]
 
+    def start_sum(self, values: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begin the sum over ranks of `values`, in place; the returned call waits for it.
+
+        Collective: every rank must call, in the same order as other collectives.
+        """
+        if self.world_size == 1:
+            return lambda: values
+        work = dist.all_reduce(values, async_op=True)
+
+        def wait() -> torch.Tensor:
+            work.wait()
+            return values
+
+        return wait
+
     def start_max(self, flags: torch.Tensor) -> Callable[[], list[float]]:
         """Begin the maximum over ranks of `flags`, in place; the returned call waits and gives the numbers.
 

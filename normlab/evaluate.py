@@ -1,20 +1,27 @@
 """Exact evaluation: every sample once, the same model on all ranks, the same number at any world size."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from normlab import pictures
 from normlab.config import BatchNormConfig, Config, RunningStats
+from normlab.data.augment import Augmentation, normalise
 from normlab.data.batches import eval_batches, precise_batches
 from normlab.data.dataset import Dataset, Split
+from normlab.data.order import fixed_permutation
 from normlab.distributed import Ranks
-from normlab.metrics import add_batch, mean_metrics, zero_sums
 from normlab.norms.running_stats import RankStatistics, as_buffers, precise_statistics
+from normlab.tasks import Segmentation, Task
 
 Buffers = dict[str, torch.Tensor]
+
+NUM_PICTURES = 4
+"""Samples of val whose predictions are drawn."""
 
 
 def evaluate(
@@ -22,29 +29,35 @@ def evaluate(
     buffers: Buffers,
     batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
     ranks: Ranks,
+    task: Task,
     *,
     autocast: torch.autocast,
     memory_format: torch.memory_format,
-) -> dict[str, float]:
-    """Loss (no label smoothing) and accuracy over the samples of all ranks' `batches`.
+) -> torch.Tensor:
+    """The task's sums over the samples of all ranks' `batches`.
 
     `module` is the bare one, not DDP's: its forward would wait for ranks with other numbers of batches, and
     broadcast buffers. `buffers` stand in for the module's own, which are not changed; train mode is restored.
     Collective: every rank must call, once its batches are done.
     """
-    sums = zero_sums(ranks.device)
+    sums = task.zero_sums(ranks.device)
+    with evaluating(module), autocast:
+        for images_BCHW, labels in batches:
+            images_BCHW = images_BCHW.contiguous(memory_format=memory_format)
+            task.add_evaluation(sums, functional_call(module, buffers, (images_BCHW,)), labels)
+    return ranks.sum(sums)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """The module in eval mode and without gradients inside the block."""
     was_training = module.training
     module.eval()
     try:
-        with torch.no_grad(), autocast:
-            for images_BCHW, labels_B in batches:
-                images_BCHW = images_BCHW.contiguous(memory_format=memory_format)
-                logits_BK = functional_call(module, buffers, (images_BCHW,))
-                losses_B = F.cross_entropy(logits_BK.double(), labels_B, reduction="none")
-                add_batch(sums, losses_B.sum(), logits_BK, labels_B)
+        with torch.no_grad():
+            yield
     finally:
         module.train(was_training)
-    return mean_metrics(ranks.sum(sums))
 
 
 class Evaluator:
@@ -56,12 +69,15 @@ class Evaluator:
         cfg: Config,
         dataset: Dataset,
         ranks: Ranks,
+        task: Task,
+        augmentation: Augmentation,
         *,
         dtype: torch.dtype,
         autocast: torch.autocast,
         memory_format: torch.memory_format,
     ) -> None:
         self.module, self.cfg, self.dataset, self.ranks = module, cfg, dataset, ranks
+        self.task, self.augmentation = task, augmentation
         self.dtype, self.autocast, self.memory_format = dtype, autocast, memory_format
 
     def buffers(self) -> tuple[Buffers, dict[str, float]]:
@@ -85,12 +101,13 @@ class Evaluator:
         chunk_size = norm.normalization_batch_size(self.cfg.batch_size, logical_ranks)
         batches = precise_batches(
             self.dataset.train,
+            self.augmentation,
             self.dataset.mean_C,
             self.dataset.std_C,
             seed=self.cfg.seed,
             samples=norm.precise_samples,
             chunk_size=chunk_size,
-            chunks_per_batch=max(1, self.cfg.eval_batch_size // chunk_size),
+            chunks_per_batch=max(1, self.cfg.eval_batch // chunk_size),
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
             device=self.ranks.device,
@@ -100,26 +117,51 @@ class Evaluator:
         return precise_statistics(self.module, images, chunk_size, self.ranks, autocast=self.autocast)
 
     def metrics(self, buffers: Buffers, *, final: bool) -> dict[str, float]:
-        """Of val and of training samples, and at the very end of test."""
-        val = self.split(self.dataset.val, buffers)
-        train = self.split(self.dataset.train, buffers, limit=self.cfg.eval_train_samples)
-        metrics = {
-            "val/loss": val["loss"],
-            "val/accuracy": val["accuracy"],
-            "train/accuracy": train["accuracy"],
-        }
+        """Of val, what the task is judged by of training samples, and at the very end of test.
+
+        `val_sums` then holds the sums that the metrics of val were made of.
+        """
+        self.val_sums = self.split(self.dataset.val, buffers)
+        train = self.task.metrics(self.split(self.dataset.train, buffers, limit=self.cfg.eval_train_samples))
+        metrics = {f"val/{name}": value for name, value in self.task.metrics(self.val_sums).items()}
+        main = self.cfg.main_metric
+        metrics |= {f"train/{main}": train[main]} if main in train else {}
         if final and self.dataset.test is not None:
-            test = self.split(self.dataset.test, buffers)
+            test = self.task.metrics(self.split(self.dataset.test, buffers))
             metrics |= {f"test/{name}": value for name, value in test.items()}
         return metrics
 
-    def split(self, split: Split, buffers: Buffers, limit: int | None = None) -> dict[str, float]:
-        """Loss and accuracy of one split, or of `limit` of its samples."""
+    def pictures(self, buffers: Buffers) -> dict[str, Callable[[], np.ndarray]]:
+        """Name -> what draws it, of the last metrics; of segmentation only. No collective: one rank may draw."""
+        if not isinstance(self.task, Segmentation):
+            return {}
+        task, classes, palette_K3 = self.task, self.dataset.classes, self.dataset.palette_K3
+        assert palette_K3 is not None
+        return {
+            "val/predictions": lambda: pictures.predictions(self._predicted(buffers), palette_K3, classes),
+            "val/confusion": lambda: pictures.confusion(task.confusion(self.val_sums).cpu(), classes),
+        }
+
+    def _predicted(self, buffers: Buffers) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """(picture, truth, prediction) of the same few samples of val each time."""
+        val, drawn = self.dataset.val, []
+        with evaluating(self.module), self.autocast:
+            for index_1 in fixed_permutation(len(val))[:NUM_PICTURES].split(1):
+                images_BHWC, labels_BHW = val.take(index_1)
+                pixels = images_BHWC.to(self.ranks.device)
+                images_BCHW = normalise(pixels, self.dataset.mean_C, self.dataset.std_C, self.dtype)
+                images_BCHW = images_BCHW.contiguous(memory_format=self.memory_format)
+                output = functional_call(self.module, buffers, (images_BCHW,))
+                drawn.append((images_BHWC[0], labels_BHW[0], output["out"][0].argmax(0).cpu()))
+        return drawn
+
+    def split(self, split: Split, buffers: Buffers, limit: int | None = None) -> torch.Tensor:
+        """The task's sums over one split, or over `limit` of its samples."""
         batches = eval_batches(
             split,
             self.dataset.mean_C,
             self.dataset.std_C,
-            batch_size=self.cfg.eval_batch_size,
+            batch_size=self.cfg.eval_batch,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
             device=self.ranks.device,
@@ -131,6 +173,7 @@ class Evaluator:
             buffers,
             batches,
             self.ranks,
+            self.task,
             autocast=self.autocast,
             memory_format=self.memory_format,
         )

@@ -2,8 +2,10 @@
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
@@ -26,6 +28,9 @@ class Logger(Protocol):
 
     def document(self, name: str, text: str) -> None:
         """Keep a text about the run, in Markdown."""
+
+    def picture(self, samples_seen: int, name: str, draw: Callable[[], np.ndarray]) -> None:
+        """Keep the picture (H, W, 3) uint8 that `draw` gives; who does not want it does not call that."""
 
     def flush(self) -> None:
         """Make what was logged safe, before a checkpoint says that it happened."""
@@ -55,6 +60,10 @@ class LoggerList:
     def document(self, name: str, text: str) -> None:
         for logger in self._loggers:
             logger.document(name, text)
+
+    def picture(self, samples_seen: int, name: str, draw: Callable[[], np.ndarray]) -> None:
+        for logger in self._loggers:
+            logger.picture(samples_seen, name, draw)
 
     def flush(self) -> None:
         for logger in self._loggers:
@@ -99,6 +108,9 @@ class FileLogger:
         with atomic_write(self._run.directory / f"{name}.md") as file:
             file.write(text)
         self._writer.add_text(name, text)
+
+    def picture(self, samples_seen: int, name: str, draw: Callable[[], np.ndarray]) -> None:
+        self._writer.add_image(name, draw(), samples_seen, dataformats="HWC")
 
     def flush(self) -> None:
         self._lines.flush()

@@ -2,22 +2,33 @@
 
 import torch
 
-SUMS = ("loss", "correct", "count")
+
+def confusion_matrix(predicted: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """(K, K) int64: how many of class i (row) were taken for class j; labels outside 0..K-1 are left out."""
+    counted = labels < num_classes
+    cells = labels[counted] * num_classes + predicted[counted]
+    return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
 
 
-def zero_sums(device: torch.device | None = None) -> torch.Tensor:
-    """(3,) float64: summed loss, correct predictions, samples."""
-    return torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+def iou_metrics(confusion_KK: torch.Tensor, classes: list[str]) -> dict[str, float]:
+    """Metrics of a confusion matrix over a whole set.
 
+        iou_c = true positives / (true positives + false positives + false negatives)
 
-def add_batch(sums: torch.Tensor, loss_sum: torch.Tensor, logits_BK: torch.Tensor, labels_B: torch.Tensor) -> None:
-    """Add a batch of B samples, whose losses sum to `loss_sum`, to `sums` in place."""
-    sums[0] += loss_sum
-    sums[1] += (logits_BK.argmax(dim=1) == labels_B).sum()
-    sums[2] += len(labels_B)
-
-
-def mean_metrics(sums: torch.Tensor) -> dict[str, float]:
-    """Sums over all ranks -> {"loss", "accuracy"}, both per sample; accuracy in [0, 1]."""
-    loss, correct, count = sums.tolist()
-    return {"loss": loss / count, "accuracy": correct / count}
+    A class that is neither there nor predicted has no IoU, and is left out: `miou` is the mean over the
+    `iou_classes` that have one. `pixel_accuracy` is the share of pixels whose class was found. Of a set
+    without any pixel that counts, there is nothing but iou_classes=0.
+    Source: Everingham et al. 2015, The PASCAL Visual Object Classes challenge: a retrospective, section 4.
+    """
+    hits_K = confusion_KK.diagonal()
+    unions_K = confusion_KK.sum(0) + confusion_KK.sum(1) - hits_K
+    ious = {
+        name: hits / union
+        for name, hits, union in zip(classes, hits_K.tolist(), unions_K.tolist(), strict=True)
+        if union
+    }
+    metrics = {"iou_classes": float(len(ious))}
+    if ious:
+        metrics["miou"] = sum(ious.values()) / len(ious)
+        metrics["pixel_accuracy"] = float(hits_K.sum() / confusion_KK.sum())
+    return metrics | {f"iou/{name}": iou for name, iou in ious.items()}

@@ -2,23 +2,31 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from normlab.config import AdamWConfig, LrScaling, OptimConfig, Schedule, SgdConfig
+from normlab.models.initial_weights import head_parameters
 
 
 def build_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.Optimizer:
     """The optimizer over all parameters; norm parameters and biases decay by `norm_weight_decay`.
 
-    Its learning rate is set before every step, from `LearningRate`.
+    The learning rate of a group is set before every step: `LearningRate`'s, times the group's `lr_factor`, which
+    is `head_lr_factor` for the head.
     """
-    params = [p for p in model.parameters() if p.requires_grad]
     norm_decay = cfg.weight_decay if cfg.norm_weight_decay is None else cfg.norm_weight_decay
-    groups = [
-        {"params": [p for p in params if p.ndim > 1], "weight_decay": cfg.weight_decay},
-        {"params": [p for p in params if p.ndim <= 1], "weight_decay": norm_decay},
+    head = head_parameters(model) if cfg.head_lr_factor != 1 else set()
+    params_of: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            factor = cfg.head_lr_factor if name in head else 1.0
+            params_of.setdefault((factor, parameter.ndim > 1), []).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": params, "weight_decay": cfg.weight_decay if many else norm_decay, "lr_factor": factor}
+        for (factor, many), params in params_of.items()
     ]
     # One kernel for a whole group: at small batches the Python loop over parameters is a cost that shows.
     match cfg:
@@ -42,6 +50,7 @@ class LearningRate:
 
     warm-up:  peak (t + 1) / warmup
     cosine:   peak (1 + cos(pi (t - warmup) / (total - warmup))) / 2
+    poly:     peak (1 - (t - warmup) / (total - warmup))^poly_power
     step:     peak step_factor^k, with k the milestones m for which t >= m total
     """
 
@@ -51,6 +60,7 @@ class LearningRate:
     total_steps: int
     milestones: tuple[float, ...]
     step_factor: float
+    poly_power: float
 
     @classmethod
     def from_config(
@@ -63,6 +73,7 @@ class LearningRate:
             total_steps=total_steps,
             milestones=tuple(cfg.milestones),
             step_factor=cfg.step_factor,
+            poly_power=cfg.poly_power,
         )
 
     def __call__(self, step: int) -> float:
@@ -77,4 +88,7 @@ class LearningRate:
             case Schedule.step:
                 passed = sum(step >= milestone * self.total_steps for milestone in self.milestones)
                 return self.peak * self.step_factor**passed
+            case Schedule.poly:
+                done = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
+                return self.peak * (1 - done) ** self.poly_power
         raise AssertionError(self.schedule)

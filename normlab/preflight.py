@@ -2,11 +2,14 @@
 
 import torch
 
+from normlab import data
 from normlab.config import BatchNormConfig, Config, ConfigError, RunningStats
 from normlab.data.dataset import Dataset
 from normlab.models import build_model, on_meta
+from normlab.models.initial_weights import load_initial_weights
 from normlab.norms import check_norms
 from normlab.run import Run, name_run
+from normlab.tasks import build_task
 
 
 def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str) -> Run:
@@ -18,11 +21,12 @@ def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str) -> Run:
     run.steps(len(dataset.train))
     _check_precise_samples(cfg, cfg.logical_ranks(world_size))
     model = on_meta(lambda: build_model(cfg.model, len(dataset.classes), seed=cfg.seed))
-    images_BHWC, _ = dataset.train.take(torch.tensor([0]))
-    _, height, width, channels = images_BHWC.shape
+    if cfg.model.init_from is not None:
+        load_initial_weights(model, cfg.model.init_from)
+    build_task(cfg, dataset, torch.device("cpu"))
     check_norms(
         model,
-        (channels, height, width),
+        data.augmentation(cfg.data, dataset).image_shape,
         cfg.batch_size,
         cfg.logical_ranks(world_size),
         cfg.norm,

@@ -2,7 +2,9 @@
 
 import sys
 import time
+from collections.abc import Callable
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -10,7 +12,7 @@ LINE_EVERY_S = 10.0
 
 
 class ProgressLogger:
-    """Samples, loss, accuracy, images/s and time left, on stderr."""
+    """Samples, loss, accuracy or mIoU, images/s and time left, on stderr."""
 
     def __init__(self, total_samples: int, console: Console | None = None) -> None:
         self._total = total_samples
@@ -35,7 +37,7 @@ class ProgressLogger:
         self._latest |= metrics
         text = f"epoch {epoch:.2f}  {samples_seen}/{self._total} samples  {self._numbers()}"
         self._bar.update(self._task, completed=samples_seen, description=text)
-        evaluated = "val/accuracy" in metrics
+        evaluated = "val/loss" in metrics
         due = time.monotonic() - self._said_at >= LINE_EVERY_S
         if evaluated or (due and not self._console.is_terminal):
             self._said_at = time.monotonic()
@@ -45,7 +47,9 @@ class ProgressLogger:
         shown = [
             ("loss", "train/loss", ".3f"),
             ("acc", "train/batch_accuracy", ".3f"),
+            ("miou", "train/batch_miou", ".3f"),
             ("val acc", "val/accuracy", ".4f"),
+            ("val miou", "val/miou", ".4f"),
             ("images/s", "images_per_second", ".0f"),
         ]
         return "  ".join(f"{name} {self._latest[tag]:{f}}" for name, tag, f in shown if tag in self._latest)
@@ -67,6 +71,9 @@ class ProgressLogger:
         self._console.print(text)
 
     def document(self, name: str, text: str) -> None:
+        pass
+
+    def picture(self, samples_seen: int, name: str, draw: Callable[[], np.ndarray]) -> None:
         pass
 
     def flush(self) -> None:

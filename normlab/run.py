@@ -159,7 +159,6 @@ class Run:
             ),
             "model": cfg.model.name,
             "data": cfg.data.name,
-            "eval_split": "val" if cfg.data.val_fraction else "test",
             "seed": cfg.seed,
             "epochs": cfg.epochs,
             "precision": cfg.precision.value,
@@ -173,11 +172,22 @@ class Run:
         return result
 
 
+def weights_path(init_from: str) -> Path:
+    """The file that `model.init_from` names; of a run's directory, its checkpoint. Raises: ConfigError."""
+    path = Path(init_from).expanduser()
+    path = path / "checkpoint.pt" if path.is_dir() else path
+    if not path.is_file():
+        raise ConfigError(
+            f"model.init_from={init_from}: there is no {path}; give a run's directory, or a file of weights."
+        )
+    return path
+
+
 def name_run(cfg: Config, *, world_size: int, study: str, data_fingerprint: str) -> Run:
     """The run that `cfg` on `world_size` ranks is: same name and hash wherever and whenever it is asked for.
 
     The hash is over what changes the result and nothing else: the identity fields of the configuration, the
-    content of the data (not its path), and the version of the harness's results.
+    content of the data and of initial weights (not their paths), and the version of the harness's results.
     """
     cfg = replace(cfg, world_size=world_size)
     identity = {
@@ -185,6 +195,9 @@ def name_run(cfg: Config, *, world_size: int, study: str, data_fingerprint: str)
         "data": data_fingerprint,
         "results_version": RESULTS_VERSION,
     }
+    if cfg.model.init_from is not None:
+        with weights_path(cfg.model.init_from).open("rb") as file:
+            identity["init_from"] = hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     ranks = f"w{world_size}" + f"v{cfg.virtual_ranks}" * (cfg.virtual_ranks > 1)
     name = f"{cfg.norm.name}-b{cfg.batch_size}-{ranks}-{cfg.model.name}-{cfg.data.name}-s{cfg.seed}-{digest}"

@@ -1,5 +1,6 @@
 """The training loop: one rank's part of a run."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -7,22 +8,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from normlab import checkpoint
+from normlab import checkpoint, data
 from normlab.config import Precision
 from normlab.data.batches import TrainBatches
 from normlab.data.dataset import Dataset
 from normlab.distributed import Ranks, device_name
 from normlab.evaluate import Buffers, Evaluator
 from normlab.logger import Logger
-from normlab.metrics import add_batch, mean_metrics, zero_sums
 from normlab.models import build_model
+from normlab.models.initial_weights import load_initial_weights
 from normlab.norms import NormLayer, convert_norms, format_report
 from normlab.optimizer import LearningRate, build_optimizer
 from normlab.run import Run
+from normlab.tasks import build_task
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -54,6 +55,8 @@ class Trainer:
         self.autocast = torch.autocast(
             ranks.device.type, dtype=torch.bfloat16, enabled=cfg.precision is Precision.bf16
         )
+        self.task = build_task(cfg, dataset, ranks.device)
+        augmentation = data.augmentation(cfg.data, dataset)
         self.batches = TrainBatches(
             dataset.train,
             dataset.mean_C,
@@ -64,12 +67,15 @@ class Trainer:
             logical_ranks=cfg.logical_ranks(ranks.world_size),
             first_logical_rank=ranks.rank * cfg.virtual_ranks,
             num_logical_ranks_here=cfg.virtual_ranks,
+            augmentation=augmentation,
             augment=cfg.data.augment,
             device=ranks.device,
             dtype=self.dtype,
         )
         self.norms: list[NormLayer] = []
         model = build_model(cfg.model, len(dataset.classes), seed=cfg.seed)
+        init_from = cfg.model.init_from
+        self.initial_weights = None if init_from is None else load_initial_weights(model, init_from)
         model = model.to(ranks.device, self.dtype).to(memory_format=self.memory_format)
         self.module = convert_norms(model, cfg.norm, cfg.virtual_ranks, self.norms).train()
         self.optimizer = build_optimizer(self.module, cfg.optim)
@@ -94,13 +100,15 @@ class Trainer:
             cfg,
             dataset,
             ranks,
+            self.task,
+            augmentation,
             dtype=self.dtype,
             autocast=self.autocast,
             memory_format=self.memory_format,
         )
         self.policy: Buffers = {}
         self.policy_step = -1
-        self.window = zero_sums(ranks.device)
+        self.window = self.task.zero_sums(ranks.device)
         self.train_s = self.earlier_wall_s = 0.0
         self.resumed = 0
 
@@ -116,6 +124,8 @@ class Trainer:
         step, metrics = self._restore(logger)
         logger.start(step, step * self.global_batch_size)
         logger.document("norms", format_report(self.norms))
+        if self.initial_weights is not None:
+            logger.document("initial_weights", self.initial_weights)
         self.started = self.saved_at = self.logged_at = time.monotonic()
         self.logged_step = step
         while step < self.total_steps:
@@ -142,31 +152,43 @@ class Trainer:
         self, step: int, micro_batches: list[Batch], signal: int
     ) -> tuple[int, bool, bool, torch.Tensor | None]:
         """One optimizer step. Returns what the ranks agreed on: stop signal, checkpoint due, loss finite."""
-        # DDP averages gradients over ranks; the loss of a step is a sum over all samples by their count.
-        scale = self.ranks.world_size / self.global_batch_size
+        scale = self._start_scale(micro_batches)
         loss = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        for index, (images_BCHW, labels_B) in enumerate(micro_batches):
+        for index, (images_BCHW, labels) in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             with nullcontext() if last or self.ddp is self.module else self.ddp.no_sync():  # type: ignore[operator]
                 with self.autocast:
-                    logits_BK = self.model(images_BCHW.contiguous(memory_format=self.memory_format))
-                    loss_sum = F.cross_entropy(
-                        logits_BK, labels_B, reduction="sum", label_smoothing=self.cfg.label_smoothing
-                    )
+                    output = self.model(images_BCHW.contiguous(memory_format=self.memory_format))
+                    loss_sum = self.task.loss_sum(output, labels)
                 loss += loss_sum.detach()
-                add_batch(self.window, loss_sum.detach(), logits_BK.detach(), labels_B)
+                with torch.no_grad():
+                    self.task.add_training(self.window, loss_sum, output, labels)
                 if last:
                     agree = self._start_agreement(signal, loss)
-                (loss_sum * scale).backward()
+                (loss_sum * scale()).backward()
         agreed_signal, save_due, not_finite = agree()
         grad_norm = None
         if not not_finite:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate(step)
+                group["lr"] = self.learning_rate(step) * group["lr_factor"]
             grad_norm = self._clip_gradients(measure=(step + 1) % self.cfg.log_every == 0)
             self.optimizer.step()
             self.optimizer.zero_grad()
         return int(agreed_signal), bool(save_due), not not_finite, grad_norm
+
+    def _start_scale(self, micro_batches: list[Batch]) -> Callable[[], float | torch.Tensor]:
+        """What a sum of losses is multiplied by: 1 / the weight of all the step's samples, on all ranks.
+
+        DDP averages gradients over ranks, so it is times their number. Where weights differ between samples
+        their sum is begun here, beside the forward.
+        """
+        weights = [self.task.weight(labels) for _, labels in micro_batches]
+        known = [weight for weight in weights if weight is not None]
+        if not known:  # each sample counts one
+            return lambda: self.ranks.world_size / self.global_batch_size
+        total = self.ranks.start_sum(torch.stack(known).sum())
+        # Where nothing counts, every pixel being ignored, the sum of losses is 0, and so is the gradient.
+        return lambda: torch.where(total() > 0, self.ranks.world_size / total(), 0.0)
 
     def _start_agreement(self, signal: int, loss: torch.Tensor) -> Callable[[], list[float]]:
         """Flags reach ranks at different moments; one small all-reduce beside the backward makes them one."""
@@ -188,13 +210,13 @@ class Trainer:
         logger.log(step, step * self.global_batch_size, step / self.steps_per_epoch, metrics)
 
     def _log(self, step: int, grad_norm: torch.Tensor | None, logger: Logger) -> None:
-        means = mean_metrics(self.ranks.sum(self.window))
+        means = self.task.metrics(self.ranks.sum(self.window))
         self.window.zero_()
-        now = time.monotonic()
+        now, main = time.monotonic(), self.cfg.main_metric
         samples = (step - self.logged_step) * self.global_batch_size
         metrics = {
             "train/loss": means["loss"],
-            "train/batch_accuracy": means["accuracy"],
+            f"train/batch_{main}": means.get(main, math.nan),
             "lr": self.learning_rate(step - 1),
             "images_per_second": samples / (now - self.logged_at),
         }
@@ -214,6 +236,8 @@ class Trainer:
         self.policy_step = step
         metrics = self.evaluator.metrics(self.policy, final=final)
         self._point(step, logger, metrics | spread)
+        for name, draw in self.evaluator.pictures(self.policy).items():
+            logger.picture(step * self.global_batch_size, name, draw)
         self.logged_at += time.monotonic() - began
         return metrics
 
@@ -232,6 +256,7 @@ class Trainer:
             "device_name": device_name(self.ranks.device),
             "threads": self.threads,
             "torch": torch.__version__,
+            "eval_split": self.dataset.eval_split,
             "resumed": self.resumed,
         }
 
@@ -244,10 +269,11 @@ class Trainer:
         the state is set, in fresh and resumed runs alike, keeps a resumed run bitwise equal; it also compiles.
         """
         state = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
-        images_BCHW, labels_B = next(self.batches.epoch(0))[0]
+        images_BCHW, labels = next(self.batches.epoch(0))[0]
         with self.autocast:
-            logits_BK = self.model(images_BCHW.contiguous(memory_format=self.memory_format))
-        F.cross_entropy(logits_BK, labels_B).backward()
+            output = self.model(images_BCHW.contiguous(memory_format=self.memory_format))
+            loss_sum = self.task.loss_sum(output, labels)
+        loss_sum.backward()
         self.optimizer.zero_grad()
         self.module.load_state_dict(state)
 

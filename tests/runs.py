@@ -18,6 +18,7 @@ from normlab.trainer import Trainer
 CONF = Path(__file__).parents[1] / "conf"
 TINY = ["data.num_train=96", "data.num_test=50", "eval_batch_size=16", "eval_train_samples=20", "log_every=1"]
 EXACT = [*TINY, "precision=fp64", "optim.lr=0.02", "optim.lr_scaling=none"]
+SEGMENTATION = ["data=shapes_seg", "model=fcn_resnet8"]
 
 
 def typed(*overrides: str) -> Config:
@@ -35,6 +36,7 @@ class Recorder:
         self.points: list[dict[str, float]] = []
         self.notes: list[str] = []
         self.documents: dict[str, str] = {}
+        self.pictures: dict[str, Any] = {}
 
     def start(self, step: int, samples_seen: int) -> None:
         self.points.clear()
@@ -47,6 +49,9 @@ class Recorder:
 
     def document(self, name: str, text: str) -> None:
         self.documents[name] = text
+
+    def picture(self, samples_seen: int, name: str, draw: Any) -> None:
+        self.pictures[name] = draw()
 
     def flush(self) -> None:
         pass

@@ -11,10 +11,11 @@ ROOT = Path(__file__).parents[1]
 
 # Each room may import from those before it, and from itself.
 LAYERS = [
-    ["normlab.config", "normlab.atomic"],
+    ["normlab.config", "normlab.atomic", "normlab.pictures"],
     ["normlab.run", "normlab.distributed", "normlab.metrics"],
-    ["normlab.norms", "normlab.data"],
-    ["normlab.models", "normlab.optimizer", "normlab.checkpoint", "normlab.logger", "normlab.progress"],
+    ["normlab.norms", "normlab.data", "normlab.checkpoint", "normlab.logger", "normlab.progress"],
+    ["normlab.models"],
+    ["normlab.tasks", "normlab.optimizer"],
     ["normlab.evaluate"],
     ["normlab.trainer", "normlab.preflight"],
     ["launch"],

@@ -89,9 +89,8 @@ def train_then_evaluate(rank, overrides):
     for step, micro_batches in enumerate(trainer.batches.epoch(0)):
         trainer._step(step, micro_batches, 0)
     before = {name: b.clone() for name, b in trainer.module.named_buffers()}
-    metrics = trainer.evaluator.split(
-        trainer.dataset.val, trainer.ranks.rank0_copy(dict(trainer.module.named_buffers()))
-    )
+    buffers = trainer.ranks.rank0_copy(dict(trainer.module.named_buffers()))
+    metrics = trainer.task.metrics(trainer.evaluator.split(trainer.dataset.val, buffers))
     after = dict(trainer.module.named_buffers())
     state = {name: t.clone() for name, t in trainer.module.state_dict().items()}
     return {"metrics": metrics, "kept": all(torch.equal(before[n], after[n]) for n in after), "state": state}
@@ -100,7 +99,8 @@ def train_then_evaluate(rank, overrides):
 def evaluate_state(rank, overrides, state):
     trainer = build(rank, overrides)
     trainer.module.load_state_dict(state)
-    return trainer.evaluator.split(trainer.dataset.val, dict(trainer.module.named_buffers()))
+    sums = trainer.evaluator.split(trainer.dataset.val, dict(trainer.module.named_buffers()))
+    return trainer.task.metrics(sums)
 
 
 def test_invariant_5_evaluation_is_rank_0s_model_on_each_sample_once_at_any_world_size(ranks, tmp_path):
@@ -125,7 +125,8 @@ def evaluated_by_hand(rank, overrides):
     with torch.no_grad():
         logits = trainer.module.eval()(x.to(trainer.dtype))
     by_hand = F.cross_entropy(logits, labels_B).item(), (logits.argmax(1) == labels_B).double().mean().item()
-    ours = trainer.evaluator.split(trainer.dataset.val, dict(trainer.module.named_buffers()))
+    sums = trainer.evaluator.split(trainer.dataset.val, dict(trainer.module.named_buffers()))
+    ours = trainer.task.metrics(sums)
     return by_hand, (ours["loss"], ours["accuracy"])
 
 

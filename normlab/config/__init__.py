@@ -6,8 +6,28 @@ values, never a DictConfig.
 """
 
 from normlab.config.config import Config, Device, Precision
-from normlab.config.data import CifarConfig, DataConfig, ImageFolderConfig, ShapesConfig
-from normlab.config.model import CifarResNetConfig, ModelConfig, Stem, TimmConfig, TorchvisionConfig
+from normlab.config.data import (
+    CifarConfig,
+    ClassWeighting,
+    DataConfig,
+    ImageFolderConfig,
+    MaskFilesConfig,
+    MaskFolderConfig,
+    SegmentationConfig,
+    ShapesConfig,
+    ShapesSegConfig,
+    TorchvisionMasksConfig,
+)
+from normlab.config.model import (
+    CifarResNetConfig,
+    FcnCifarResNetConfig,
+    ModelConfig,
+    SegmentationModelConfig,
+    Stem,
+    TimmConfig,
+    TorchvisionConfig,
+    TorchvisionSegmentationConfig,
+)
 from normlab.config.norm import (
     BatchNormConfig,
     GroupNormConfig,
@@ -28,15 +48,19 @@ __all__ = [
     "BatchNormConfig",
     "CifarConfig",
     "CifarResNetConfig",
+    "ClassWeighting",
     "Config",
     "ConfigError",
     "DataConfig",
     "Device",
+    "FcnCifarResNetConfig",
     "GroupNormConfig",
     "ImageFolderConfig",
     "InstanceNormConfig",
     "LayerNormConfig",
     "LrScaling",
+    "MaskFilesConfig",
+    "MaskFolderConfig",
     "ModelConfig",
     "Nondivisible",
     "NormConfig",
@@ -45,12 +69,17 @@ __all__ = [
     "RunningStats",
     "Schedule",
     "Section",
+    "SegmentationConfig",
+    "SegmentationModelConfig",
     "SgdConfig",
     "ShapesConfig",
+    "ShapesSegConfig",
     "Stem",
     "SyncBatchNormConfig",
     "TimmConfig",
     "TorchvisionConfig",
+    "TorchvisionMasksConfig",
+    "TorchvisionSegmentationConfig",
     "describe_keys",
     "plain",
     "register_schemas",

@@ -9,7 +9,7 @@ from normlab.config.data import DataConfig
 from normlab.config.model import ModelConfig
 from normlab.config.norm import NormConfig
 from normlab.config.optim import OptimConfig
-from normlab.config.section import Section, setting
+from normlab.config.section import ConfigError, Section, setting
 
 
 class Precision(Enum):
@@ -65,11 +65,11 @@ class Config(Section):
     eval_every_epochs: int = setting(1, minimum=1, identity=False)
     """Passes between evaluations; the last step is always evaluated."""
 
-    eval_batch_size: int = setting(250, minimum=1, identity=False)
-    """Samples per rank and evaluation step, never the training batch size."""
+    eval_batch_size: int | None = setting(None, minimum=1, identity=False)
+    """Samples per rank and evaluation step, never the training batch size. null: 250, or 8 of segmentation."""
 
     eval_train_samples: int = setting(1000, minimum=1)
-    """Training samples, unaugmented, on which train/accuracy is evaluated."""
+    """Training samples, unaugmented, on which train/accuracy or train/miou is evaluated."""
 
     label_smoothing: float = setting(0.0, minimum=0, below=1)
     """Share of the training target that is spread over all classes; evaluation has none."""
@@ -101,8 +101,9 @@ class Config(Section):
     rerun: bool = setting(False, identity=False)
     """Start over where the run is finished or begun; what it left is deleted."""
 
-    sweep_metric: str = setting("val/accuracy", identity=False)
-    """What a run returns to the sweeper: a metric of result.json, or its worst value where it has none."""
+    sweep_metric: str | None = setting(None, identity=False)
+    """What a run returns to the sweeper: a metric of result.json, or its worst value where it has none. null:
+    val/accuracy, or val/miou of segmentation."""
 
     log_every: int = setting(10, minimum=1, identity=False)
     """Steps between logged training points."""
@@ -112,6 +113,30 @@ class Config(Section):
 
     progress: bool = setting(True, identity=False)
     """Show a progress bar, or plain lines where there is no terminal."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data.task != self.model.task:
+            fits = {"classification": "model=resnet20", "segmentation": "model=fcn_resnet20"}[self.data.task]
+            raise ConfigError(
+                f"model={self.model.name} is for {self.model.task}, and data={self.data.name} for "
+                f"{self.data.task}; choose a model for that, as {fits}, or other data."
+            )
+
+    @property
+    def main_metric(self) -> str:
+        """What the task is judged by: accuracy, or miou."""
+        return {"classification": "accuracy", "segmentation": "miou"}[self.data.task]
+
+    @property
+    def eval_batch(self) -> int:
+        """`eval_batch_size`, or its default for the task."""
+        return self.eval_batch_size or {"classification": 250, "segmentation": 8}[self.data.task]
+
+    @property
+    def returned_metric(self) -> str:
+        """`sweep_metric`, or its default for the task."""
+        return self.sweep_metric or f"val/{self.main_metric}"
 
     def logical_ranks(self, world_size: int) -> int:
         return world_size * self.virtual_ranks

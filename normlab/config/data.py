@@ -1,11 +1,12 @@
 """What is trained and evaluated on."""
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import ClassVar
 
 from omegaconf import MISSING
 
-from normlab.config.section import Section, setting
+from normlab.config.section import ConfigError, Section, setting
 
 
 @dataclass(kw_only=True)
@@ -13,6 +14,8 @@ class DataConfig(Section):
     """What all data have."""
 
     group: ClassVar[str] = "data"
+
+    task: ClassVar[str] = "classification"
 
     name: str = MISSING
     """Which data: the name of a file under conf/data."""
@@ -67,3 +70,118 @@ class ImageFolderConfig(DataConfig):
 
     cache_dir: str | None = setting(None, identity=False)
     """Where decoded pixels are kept. null: $XDG_CACHE_HOME/normlab, or ~/.cache/normlab."""
+
+
+class ClassWeighting(Enum):
+    """How much the pixels of each class count in the training loss."""
+
+    none = "none"
+    median_frequency = "median_frequency"
+
+
+@dataclass(kw_only=True)
+class SegmentationConfig(DataConfig):
+    """What all data have whose labels are a class for each pixel."""
+
+    task: ClassVar[str] = "segmentation"
+
+    augment: bool = True
+    """Random scale, crop, horizontal flip and colours; without it, the centre is cut out."""
+
+    crop_size: int = setting(256, minimum=8)
+    """Side in pixels of the square that is cut out of a training picture, padded where it is smaller."""
+
+    scale_min: float = setting(0.5, above=0)
+    """Smallest random scale of a training picture."""
+
+    scale_max: float = setting(2.0, above=0)
+    """Largest random scale of a training picture."""
+
+    colour_jitter: float = setting(0.25, minimum=0, below=1)
+    """Brightness, contrast and saturation are each multiplied by a random number within 1 +- this."""
+
+    class_weighting: ClassWeighting = ClassWeighting.none
+    """median_frequency: the median class's frequency in training pictures that show it, divided by a class's."""
+
+    class_weights: list[float] | None = setting(None, minimum=0)
+    """Weight of each class in the training loss, in the order of the classes. Excludes class_weighting."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale_min > self.scale_max:
+            raise ConfigError(
+                f"data.scale_min={self.scale_min} is more than data.scale_max={self.scale_max}; swap them."
+            )
+        if self.class_weights is not None and self.class_weighting is not ClassWeighting.none:
+            raise ConfigError(
+                f"data.class_weights and data.class_weighting={self.class_weighting.value} exclude each other; "
+                "give one of them."
+            )
+
+
+@dataclass(kw_only=True)
+class ShapesSegConfig(SegmentationConfig):
+    """Pictures of several of the ten shapes on a ground, drawn in the process, with the class of each pixel."""
+
+    name: str = "shapes_seg"
+
+    crop_size: int = setting(64, minimum=8)
+    """Side in pixels of the square that is cut out of a training picture, padded where it is smaller."""
+
+    scale_min: float = setting(0.75, above=0)
+    """Smallest random scale of a training picture."""
+
+    scale_max: float = setting(1.33, above=0)
+    """Largest random scale of a training picture."""
+
+    num_train: int = setting(1000, minimum=1)
+    """Training pictures to draw."""
+
+    num_test: int = setting(200, minimum=1)
+    """Test pictures to draw."""
+
+
+@dataclass(kw_only=True)
+class MaskFilesConfig(SegmentationConfig):
+    """What all pictures with masks in files have."""
+
+    root: str | None = setting(None, identity=False)
+    """Folder that holds the data, or gets them."""
+
+    image_size: int | None = setting(None, minimum=8)
+    """The shorter side of every picture and mask is resized to so many pixels. null: left as it is."""
+
+    cache_dir: str | None = setting(None, identity=False)
+    """Where decoded pixels are kept. null: $XDG_CACHE_HOME/normlab, or ~/.cache/normlab."""
+
+
+@dataclass(kw_only=True)
+class MaskFolderConfig(MaskFilesConfig):
+    """Pictures and masks of one's own: images/ and masks/ under train/ and under val/, test/ or both.
+
+    A mask is a file of its picture's name (any suffix) that holds the index of each pixel's class, or colours.
+    """
+
+    name: str = "mask_folder"
+
+    num_classes: int | None = setting(None, minimum=2, maximum=255)
+    """How many classes there are, not counting ignore_index; needed unless data.colour_map lists them."""
+
+    class_names: list[str] | None = setting(None)
+    """A name for each class, for curves and pictures. null: class_0, class_1, ..., or the colour map's."""
+
+    ignore_index: int = setting(255, minimum=0, maximum=65535)
+    """Value in a mask of pixels that count neither in the loss nor in metrics."""
+
+    colour_map: str | None = setting(None, identity=False)
+    """For masks in RGB: a text file with a line `red green blue name` a class; the name `void` is ignored."""
+
+
+@dataclass(kw_only=True)
+class TorchvisionMasksConfig(MaskFilesConfig):
+    """Pascal VOC 2012, Cityscapes (fine) or Oxford-IIIT Pet, through torchvision."""
+
+    name: str = "voc"
+
+    download: bool = setting(True, identity=False)
+    """Fetch the data where they are missing and torchvision can: not Cityscapes, which asks for an account."""

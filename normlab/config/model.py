@@ -22,8 +22,21 @@ class ModelConfig(Section):
 
     group: ClassVar[str] = "model"
 
+    task: ClassVar[str] = "classification"
+
     name: str = MISSING
     """The architecture's name, as it stands in the run's directory."""
+
+    init_from: str | None = setting(None, identity=False)
+    """Initial weights: a run's directory, its checkpoint.pt, or a file with a state dict. Its content is part
+    of the run's identity. A model for segmentation takes its trunk from one for classification."""
+
+
+def check_depth(depth: int) -> None:
+    """Raises: ConfigError for a depth that no CIFAR ResNet has."""
+    if (depth - 2) % 6:
+        below = depth - (depth - 2) % 6
+        raise ConfigError(f"model.depth={depth} is not 6n + 2; choose {below} or {below + 6}.")
 
 
 @dataclass(kw_only=True)
@@ -40,9 +53,7 @@ class CifarResNetConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.depth - 2) % 6:
-            below = self.depth - (self.depth - 2) % 6
-            raise ConfigError(f"model.depth={self.depth} is not 6n + 2; choose {below} or {below + 6}.")
+        check_depth(self.depth)
 
 
 @dataclass(kw_only=True)
@@ -63,3 +74,43 @@ class TimmConfig(ModelConfig):
 
     name: str = "resnet18"
     """Its name in timm.list_models()."""
+
+
+@dataclass(kw_only=True)
+class SegmentationModelConfig(ModelConfig):
+    """What all models have that give a class to each pixel."""
+
+    task: ClassVar[str] = "segmentation"
+
+    aux_weight: float = setting(0.0, minimum=0)
+    """Share in the training loss of a second head on the trunk's last stage but one. 0: no such head."""
+
+
+@dataclass(kw_only=True)
+class FcnCifarResNetConfig(SegmentationModelConfig):
+    """A fully convolutional network (arXiv:1411.4038) on the trunk of a CIFAR ResNet."""
+
+    name: str = "fcn_resnet20"
+
+    depth: int = setting(20, minimum=8)
+    """Weighted layers of the classification network whose trunk it is: 6n + 2."""
+
+    width: int = setting(16, minimum=1)
+    """Channels of the first stage."""
+
+    output_stride: int = setting(8, minimum=4, maximum=8)
+    """Pixels of the picture to one of the trunk's last map: 8, or 4 by dilation of the last stage."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_depth(self.depth)
+        if self.output_stride not in (4, 8):
+            raise ConfigError(f"model.output_stride={self.output_stride} is neither 4 nor 8; choose one of them.")
+
+
+@dataclass(kw_only=True)
+class TorchvisionSegmentationConfig(SegmentationModelConfig):
+    """A segmentation model of torchvision (or deeplabv3_resnet18), without weights and without dropout."""
+
+    name: str = "deeplabv3_resnet50"
+    """Its builder in torchvision.models.segmentation, or deeplabv3_resnet18."""

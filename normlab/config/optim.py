@@ -23,6 +23,7 @@ class Schedule(Enum):
     constant = "constant"
     cosine = "cosine"
     step = "step"
+    poly = "poly"
 
 
 @dataclass(kw_only=True)
@@ -47,13 +48,19 @@ class OptimConfig(Section):
     """Passes over the data during which the rate rises linearly from zero."""
 
     schedule: Schedule = Schedule.cosine
-    """cosine to zero; step: times step_factor at each milestone; constant."""
+    """cosine to zero; step: times step_factor at each milestone; poly: (1 - t / T) ^ poly_power; constant."""
 
     milestones: list[float] = setting([0.5, 0.75], above=0, below=1)
     """For schedule=step: shares of the run after which the rate is multiplied by step_factor."""
 
     step_factor: float = setting(0.1, above=0, maximum=1)
     """For schedule=step: what the rate is multiplied by."""
+
+    poly_power: float = setting(0.9, above=0)
+    """For schedule=poly: the power."""
+
+    head_lr_factor: float = setting(1.0, above=0)
+    """What the rate is multiplied by for the head, the layers that a trained trunk comes without."""
 
     weight_decay: float = setting(5e-4, minimum=0)
     """Decay of convolution and linear weights."""

@@ -26,11 +26,20 @@ SCHEMAS: dict[str, dict[str, type[Section]]] = {
         "in": norm.InstanceNormConfig,
     },
     "model": {
+        "fcn_cifar_resnet": model.FcnCifarResNetConfig,
+        "torchvision_segmentation": model.TorchvisionSegmentationConfig,
         "cifar_resnet": model.CifarResNetConfig,
         "torchvision": model.TorchvisionConfig,
         "timm": model.TimmConfig,
     },
-    "data": {"shapes": data.ShapesConfig, "cifar": data.CifarConfig, "image_folder": data.ImageFolderConfig},
+    "data": {
+        "shapes_seg": data.ShapesSegConfig,
+        "mask_folder": data.MaskFolderConfig,
+        "torchvision_masks": data.TorchvisionMasksConfig,
+        "shapes": data.ShapesConfig,
+        "cifar": data.CifarConfig,
+        "image_folder": data.ImageFolderConfig,
+    },
     "optim": {"sgd": optim.SgdConfig, "adamw": optim.AdamWConfig},
 }
 """Config group -> schema name -> its dataclass. YAML choices name theirs in their defaults list."""

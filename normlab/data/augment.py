@@ -1,10 +1,53 @@
-"""Augmentation and normalisation of a batch, on the device where it lies, without a loop over samples."""
+"""How samples become a training batch, and its normalisation. What is drawn depends on (seed, epoch, sample)."""
+
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from normlab.data.dataset import Split
 from normlab.data.order import Stream, random_words
+
+
+class Augmentation(Protocol):
+    """Makes training batches, whose images all have one shape."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, H, W) of an image of a batch."""
+
+    def draws(self, num_samples: int, *, seed: int, epoch: int) -> torch.Tensor:
+        """(num_samples, ...): what happens to each sample in an epoch, a function of (seed, epoch, sample)."""
+
+    def batch(
+        self, split: Split, index_B: torch.Tensor, draws: torch.Tensor | None, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The samples at `index_B` on the device: images (B, H, W, 3) uint8 and their labels.
+
+        `draws` are those of the whole split; None leaves out everything random.
+        """
+
+
+@dataclass(frozen=True)
+class CropAndFlip:
+    """For labelled images: each is shifted and flipped, on the device, without a loop over samples."""
+
+    image_shape: tuple[int, int, int]
+
+    def draws(self, num_samples: int, *, seed: int, epoch: int) -> torch.Tensor:
+        return epoch_draws(num_samples, seed=seed, epoch=epoch)
+
+    def batch(
+        self, split: Split, index_B: torch.Tensor, draws: torch.Tensor | None, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        images_BHWC, labels_B = split.take(index_B)
+        images_BHWC = images_BHWC.to(device)  # as bytes: a quarter of what floats would take
+        if draws is not None:
+            images_BHWC = augment(images_BHWC, draws.index_select(0, index_B).to(device))
+        return images_BHWC, labels_B.to(device)
+
 
 PAD = 4
 """Pixels of zeros around an image before a crop of its own size is cut out of it."""

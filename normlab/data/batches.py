@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import torch
 
-from normlab.data.augment import augment, epoch_draws, normalise
+from normlab.data.augment import Augmentation, normalise
 from normlab.data.dataset import Split
 from normlab.data.order import Stream, epoch_order, fixed_permutation, permutation, steps_per_epoch
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-"""Images (B, 3, H, W), normalised, and labels (B,) int64."""
+"""Images (B, 3, H, W), normalised, and labels: (B,) int64, or (B, H, W) where each pixel has its own."""
 
 
 class TrainBatches:
@@ -32,6 +32,7 @@ class TrainBatches:
         logical_ranks: int,
         first_logical_rank: int,
         num_logical_ranks_here: int,
+        augmentation: Augmentation,
         augment: bool,
         device: torch.device,
         dtype: torch.dtype,
@@ -42,7 +43,7 @@ class TrainBatches:
         self._seed = seed
         self._shape = {"accumulate": accumulate, "logical_ranks": logical_ranks, "batch_size": batch_size}
         self._ranks_here = slice(first_logical_rank, first_logical_rank + num_logical_ranks_here)
-        self._augment = augment
+        self._augmentation, self._augment = augmentation, augment
         self._device, self._dtype = device, dtype
         self.steps_per_epoch = steps_per_epoch(len(split), accumulate * logical_ranks * batch_size)
 
@@ -53,17 +54,15 @@ class TrainBatches:
         sample i is of logical rank first_logical_rank + i % num_logical_ranks_here.
         """
         order = epoch_order(len(self._split), seed=self._seed, epoch=epoch, **self._shape)
-        draws = epoch_draws(len(self._split), seed=self._seed, epoch=epoch)
+        draws = None
+        if self._augment:
+            draws = self._augmentation.draws(len(self._split), seed=self._seed, epoch=epoch)
         for micro_batches in order[first_step:, :, self._ranks_here]:
             yield [self._batch(indices.T.reshape(-1), draws) for indices in micro_batches]
 
-    def _batch(self, index_B: torch.Tensor, draws: torch.Tensor) -> Batch:
-        images_BHWC, labels_B = self._split.take(index_B)
-        images_BHWC = images_BHWC.to(self._device)  # as bytes: a quarter of what floats would take
-        if self._augment:
-            images_BHWC = augment(images_BHWC, draws.index_select(0, index_B).to(self._device))
-        images_BCHW = normalise(images_BHWC, self._mean_C, self._std_C, self._dtype)
-        return images_BCHW, labels_B.to(self._device)
+    def _batch(self, index_B: torch.Tensor, draws: torch.Tensor | None) -> Batch:
+        images_BHWC, labels = self._augmentation.batch(self._split, index_B, draws, self._device)
+        return normalise(images_BHWC, self._mean_C, self._std_C, self._dtype), labels
 
 
 def eval_batches(
@@ -80,21 +79,22 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """This rank's share of a split, unaugmented: each sample once over all ranks, nothing padded.
 
-    The split is cut into batches of `batch_size` in its order (the last may be short), and batch k goes to
-    rank k % world_size: every batch holds the same samples at any world size. A rank may get none.
+    The split is cut into batches of at most `batch_size` samples at full size, and batch k goes to rank
+    k % world_size: every batch holds the same samples at any world size. A rank may get none.
     `limit` takes so many samples, by a fixed permutation (folders are sorted by class).
     """
     order = torch.arange(len(split))
     if limit is not None and limit < len(split):
         order = fixed_permutation(len(split))[:limit]
     mean_C, std_C = mean_C.to(device), std_C.to(device)
-    for index_B in order.split(batch_size)[rank::world_size]:
-        images_BHWC, labels_B = split.take(index_B)
-        yield normalise(images_BHWC.to(device), mean_C, std_C, dtype), labels_B.to(device)
+    for index_B in split.eval_groups(order, batch_size)[rank::world_size]:
+        images_BHWC, labels = split.take(index_B)
+        yield normalise(images_BHWC.to(device), mean_C, std_C, dtype), labels.to(device)
 
 
 def precise_batches(
     split: Split,
+    augmentation: Augmentation,
     mean_C: torch.Tensor,
     std_C: torch.Tensor,
     *,
@@ -116,5 +116,5 @@ def precise_batches(
     chunks = min(samples, len(split)) // chunk_size
     order_KB = order[: chunks * chunk_size].view(chunks, chunk_size)
     for index_KB in order_KB.split(chunks_per_batch)[rank::world_size]:
-        images_BHWC, _ = split.take(index_KB.T.reshape(-1))
-        yield normalise(images_BHWC.to(device), mean_C.to(device), std_C.to(device), dtype)
+        images_BHWC, _ = augmentation.batch(split, index_KB.T.reshape(-1), None, device)
+        yield normalise(images_BHWC, mean_C.to(device), std_C.to(device), dtype)

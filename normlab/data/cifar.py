@@ -8,7 +8,7 @@ from filelock import FileLock
 from torchvision import datasets
 
 from normlab.config import CifarConfig, ConfigError
-from normlab.data.dataset import Source, Split
+from normlab.data.dataset import LabelledImages, Source
 
 READERS: dict[str, type[datasets.CIFAR10]] = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 MOMENTS = {
@@ -71,6 +71,6 @@ def _download(cfg: CifarConfig) -> None:
         ) from error
 
 
-def _split(reader: datasets.CIFAR10) -> Split:
+def _split(reader: datasets.CIFAR10) -> LabelledImages:
     images_BHWC = torch.from_numpy(reader.data).contiguous()
-    return Split(images_BHWC, torch.tensor(reader.targets, dtype=torch.int64))
+    return LabelledImages(images_BHWC, torch.tensor(reader.targets, dtype=torch.int64))

@@ -1,6 +1,7 @@
 """What every source gives, and how it is cut into train, val and test."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -9,9 +10,24 @@ from normlab.config import ConfigError, DataConfig
 from normlab.data.order import fixed_permutation
 
 
+class Split(Protocol):
+    """Labelled pictures, or some of them by index."""
+
+    def __len__(self) -> int: ...
+
+    def subset(self, index_B: torch.Tensor) -> Self:
+        """The samples at `index_B` of this split, as a split that copies nothing."""
+
+    def eval_groups(self, index_B: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
+        """`index_B` cut into batches of at most `batch_size` samples that `take` can stack."""
+
+    def take(self, index_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies of the samples at `index_B` at full size: images (B, H, W, 3) uint8, and their labels."""
+
+
 @dataclass(frozen=True)
-class Split:
-    """Labelled images, or some of them by index: a subset of a memory-mapped array copies nothing."""
+class LabelledImages:
+    """A class for each image, all of one size. A subset of a memory-mapped array copies nothing."""
 
     images_BHWC: torch.Tensor
     """uint8, RGB; may be memory-mapped and read-only: never write to it."""
@@ -25,11 +41,76 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels_B if self.indices is None else self.indices)
 
+    def subset(self, index_B: torch.Tensor) -> Self:
+        return replace(self, indices=_rows(self.indices, index_B))
+
+    def eval_groups(self, index_B: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
+        return list(index_B.split(batch_size))
+
     def take(self, index_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Copies of the samples at `index_B` of this split: images (B, H, W, 3) uint8, labels (B,) int64."""
-        rows_B = index_B if self.indices is None else self.indices.index_select(0, index_B)
+        rows_B = _rows(self.indices, index_B)
         # index_select copies whole rows: 40 times as fast as images_BHWC[rows_B].
         return self.images_BHWC.index_select(0, rows_B), self.labels_B.index_select(0, rows_B)
+
+
+@dataclass(frozen=True)
+class MaskedImages:
+    """A class for each pixel: pictures of any sizes with their masks, one after the other in two flat arrays."""
+
+    pixels: torch.Tensor
+    """uint8: every picture's rows of RGB; may be memory-mapped and read-only: never write to it."""
+
+    labels: torch.Tensor
+    """uint8: every mask's rows, the class of each pixel, or IGNORED."""
+
+    places_B3: torch.Tensor
+    """int64 (first pixel, height, width) of each picture."""
+
+    indices: torch.Tensor | None = None
+    """int64: the samples of this split among places_B3. None: all, in their order."""
+
+    def __len__(self) -> int:
+        return len(self.places_B3 if self.indices is None else self.indices)
+
+    def subset(self, index_B: torch.Tensor) -> Self:
+        return replace(self, indices=_rows(self.indices, index_B))
+
+    def sample(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of one picture (H, W, 3) and its mask (H, W), both uint8: never write to them."""
+        row = index if self.indices is None else int(self.indices[index])
+        first, height, width = self.places_B3[row].tolist()
+        end = first + height * width
+        return self.pixels[3 * first : 3 * end].view(height, width, 3), self.labels[first:end].view(height, width)
+
+    def eval_groups(self, index_B: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
+        sizes_B2 = self.places_B3[_rows(self.indices, index_B), 1:]
+        groups = []
+        for size_2 in sizes_B2.unique(dim=0):  # sorted, so the same at any world size
+            groups += index_B[(sizes_B2 == size_2).all(1)].split(batch_size)
+        return groups
+
+    def take(self, index_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies of samples of one size: images (B, H, W, 3) uint8, labels (B, H, W) int64."""
+        images, masks = zip(*map(self.sample, index_B.tolist()), strict=True)
+        return torch.stack(images), torch.stack(masks).long()
+
+    def pixel_counts(self, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(K,) int64 each: a class's pixels, and the pixels that count of the pictures that show it."""
+        of_class_K, of_pictures_K = torch.zeros(2, num_classes, dtype=torch.int64)
+        for index in range(len(self)):
+            counts = torch.bincount(self.sample(index)[1].flatten().int(), minlength=256)[:num_classes]
+            of_class_K += counts
+            of_pictures_K += (counts > 0) * counts.sum()
+        return of_class_K, of_pictures_K
+
+
+IGNORED = 255
+"""Label of a pixel that counts neither in the loss nor in metrics, whatever value a file has for it."""
+
+
+def _rows(indices: torch.Tensor | None, index_B: torch.Tensor) -> torch.Tensor:
+    return index_B if indices is None else indices.index_select(0, index_B)
 
 
 @dataclass(frozen=True)
@@ -42,6 +123,10 @@ class Source:
     fingerprint: str
     mean_C: torch.Tensor
     std_C: torch.Tensor
+    val: Split | None = None
+    """Where the data come with a val folder beside the test folder."""
+    palette_K3: torch.Tensor | None = None
+    """uint8: of masks, the colour of each class in pictures."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +156,9 @@ class Dataset:
     std_C: torch.Tensor
     """float64, their population standard deviation."""
 
+    palette_K3: torch.Tensor | None = None
+    """uint8: of masks, the colour of each class in pictures."""
+
 
 def cut(source: Source, cfg: DataConfig) -> Dataset:
     """The source with cfg.val_fraction held out and cfg.train_samples kept.
@@ -91,6 +179,10 @@ def cut(source: Source, cfg: DataConfig) -> Dataset:
         raise ConfigError(
             f"data.val_fraction={cfg.val_fraction} of {total} training samples leaves none to train on; lower it."
         )
+    if num_val and source.val is not None:
+        raise ConfigError(
+            f"data.val_fraction={cfg.val_fraction}: the data have a val folder of their own; set it to 0."
+        )
     if cfg.train_samples is not None and cfg.train_samples > left:
         held_out = f" after data.val_fraction={cfg.val_fraction} held out {num_val} of {total}"
         raise ConfigError(
@@ -99,20 +191,20 @@ def cut(source: Source, cfg: DataConfig) -> Dataset:
         )
     order = fixed_permutation(total)
     num_train = left if cfg.train_samples is None else cfg.train_samples
-    whole = source.train
-    train = whole
+    train = source.train
     if num_train < total:
-        train = Split(whole.images_BHWC, whole.labels_B, order[num_val : num_val + num_train])
-    val = Split(whole.images_BHWC, whole.labels_B, order[:num_val]) if num_val else source.test
+        train = train.subset(order[num_val : num_val + num_train])
+    val = source.train.subset(order[:num_val]) if num_val else source.val
     return Dataset(
         train=train,
-        val=val,
-        test=source.test if num_val else None,
-        eval_split="val" if num_val else "test",
+        val=source.test if val is None else val,
+        test=None if val is None else source.test,
+        eval_split="test" if val is None else "val",
         classes=source.classes,
         fingerprint=source.fingerprint,
         mean_C=source.mean_C,
         std_C=source.std_C,
+        palette_K3=source.palette_K3,
     )
 
 

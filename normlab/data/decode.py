@@ -2,13 +2,18 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from normlab.config import ConfigError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """What is taken for an image, in any case of letters."""
@@ -22,13 +27,18 @@ def decode_all(paths: list[str], size: int) -> Iterator[np.ndarray]:
 
     Raises: ConfigError naming the first image that cannot be read.
     """
-    workers = min(8, os.cpu_count() or 1)
     blocks = [paths[start : start + BLOCK] for start in range(0, len(paths), BLOCK)]
+    return in_threads(lambda block: _decode_block(block, size), blocks)
+
+
+def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """work(item) of each item, in order, by a small pool of threads; few results are in memory at once."""
+    workers = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[np.ndarray]] = deque()
+        waiting: deque[Future[Result]] = deque()
         try:
-            for block in blocks:
-                waiting.append(pool.submit(_decode_block, block, size))
+            for item in items:
+                waiting.append(pool.submit(work, item))
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -38,19 +48,32 @@ def decode_all(paths: list[str], size: int) -> Iterator[np.ndarray]:
                 future.cancel()
 
 
+@contextmanager
+def opened(path: str) -> Iterator[Image.Image]:
+    """An image file. Raises: ConfigError naming it, where it cannot be read (in the block too)."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} cannot be read as an image ({reason}); replace or remove it.") from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """In RGB, whatever its mode; what is transparent keeps the colour that lies there."""
+    return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
+
+
 def decode(path: str, size: int) -> np.ndarray:
     """One image as RGB, its shorter side resized to `size`, its centre cut out: (size, size, 3) uint8.
 
     Raises: ConfigError naming the file.
     """
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (2 * size, 2 * size))  # a large JPEG: decode no more than is needed
-            transparent = "transparency" in image.info
-            pixels = (image.convert("RGBA") if transparent else image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} cannot be read as an image ({reason}); replace or remove it.") from error
+    with opened(path) as image:
+        image.draft("RGB", (2 * size, 2 * size))  # a large JPEG: decode no more than is needed
+        pixels = as_rgb(image)
     width, height = pixels.size
     if min(width, height) != size:
         scale = size / min(width, height)

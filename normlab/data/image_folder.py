@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from normlab.config import ConfigError, ImageFolderConfig
-from normlab.data.cache import ArrayWriter, DamagedError, map_array, read_or_build, write_text
-from normlab.data.dataset import PixelMoments, Source, Split
+from normlab.data.cache import ArrayWriter, DamagedError, map_array, write_text
+from normlab.data.dataset import LabelledImages, PixelMoments, Source
 from normlab.data.decode import SUFFIXES, decode_all
+from normlab.data.listing import cached, data_root, digest, files_under
 
 CACHE_VERSION = 1
 """To be raised when the pixels or the files of the cache change."""
@@ -42,7 +43,7 @@ def read(cfg: ImageFolderConfig, on_progress: Callable[[str, int, int], None]) -
 
     Raises: ConfigError, naming the folder or file that stands in the way.
     """
-    root = _root(cfg)
+    root = data_root(cfg.root, "train/<class>/ and test/<class>/ (or val/<class>/)")
     held_out = next((name for name in ("test", "val") if (root / name).is_dir()), None)
     if held_out is None:
         raise ConfigError(f"data.root={root} has neither test/ nor val/; put the test images under one of them.")
@@ -54,25 +55,10 @@ def read(cfg: ImageFolderConfig, on_progress: Callable[[str, int, int], None]) -
         )
     test = _with_labels_of(train.classes, test)
     listings = {"train": train, "test": test}
-    folder, key = _place(cfg, root), _hash(CACHE_VERSION, train.stamp, test.stamp)
+    key = digest(CACHE_VERSION, train.stamp, test.stamp)
     build = partial(_build, listings=listings, size=cfg.image_size, on_progress=on_progress, name=root.name)
-    try:
-        return read_or_build(folder, key, partial(_open, listings=listings, size=cfg.image_size), build)
-    except OSError as error:
-        raise ConfigError(
-            f"data.cache_dir={folder.parent} cannot be written ({error.strerror or error}); "
-            "choose a folder that can."
-        ) from error
-
-
-def _root(cfg: ImageFolderConfig) -> Path:
-    if cfg.root is None:
-        raise ConfigError("data.root is not given; set it to the folder that holds train/ and test/ (or val/).")
-    root = Path(cfg.root).expanduser()
-    for folder in (root, root / "train"):
-        if not folder.is_dir():
-            raise ConfigError(f"data.root={cfg.root}: {folder} is not a folder; it must hold class folders.")
-    return root.resolve()
+    read = partial(_open, listings=listings, size=cfg.image_size)
+    return cached(cfg.cache_dir, root, cfg.image_size, key, read, build)
 
 
 def _list(root: Path, split: str) -> Listing:
@@ -86,7 +72,7 @@ def _list(root: Path, split: str) -> Listing:
     labels: list[int] = []
     stamps: list[str] = []
     for label, name in enumerate(classes):
-        files = sorted(_files(os.path.join(folder, name)))
+        files = sorted(files_under(os.path.join(folder, name)))
         if not files:
             raise ConfigError(
                 f"data.root={root}: class folder {split}/{name} holds no image ({', '.join(SUFFIXES)}); "
@@ -96,37 +82,13 @@ def _list(root: Path, split: str) -> Listing:
             paths.append(path)
             labels.append(label)
             stamps.append(f"{path[len(str(root)) :]}\0{size}\0{changed_ns}")
-    return Listing(paths, labels, classes, _hash(*stamps))
-
-
-def _files(folder: str) -> list[tuple[str, int, int]]:
-    """Path, size and time of change of each image under a folder, at any depth."""
-    found = []
-    for entry in os.scandir(folder):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            found += _files(entry.path)
-        elif entry.name.lower().endswith(SUFFIXES):
-            stat = entry.stat()
-            found.append((entry.path, stat.st_size, stat.st_mtime_ns))
-    return found
+    return Listing(paths, labels, classes, digest(*stamps))
 
 
 def _with_labels_of(classes: list[str], listing: Listing) -> Listing:
     """A listing with its labels counted in `classes`, of which it may lack some."""
     labels = [classes.index(name) for name in listing.classes]
     return Listing(listing.paths, [labels[label] for label in listing.labels], classes, listing.stamp)
-
-
-def _place(cfg: ImageFolderConfig, root: Path) -> Path:
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "normlab"
-    cache_dir = Path(cfg.cache_dir).expanduser() if cfg.cache_dir else default
-    return cache_dir / f"{root.name}-{_hash(root, cfg.image_size)}"
-
-
-def _hash(*parts: object) -> str:
-    return hashlib.blake2b("\n".join(map(str, parts)).encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
 
 def _build(
@@ -186,5 +148,5 @@ def _open(place: Path, *, listings: dict[str, Listing], size: int) -> Source:
         labels_B = map_array(place / f"{split}_labels.npy", (count,), INT64)
         if labels_B.tolist() != listing.labels:
             raise DamagedError(f"{place} has other labels")
-        splits[split] = Split(images_BHWC, labels_B.clone())
+        splits[split] = LabelledImages(images_BHWC, labels_B.clone())
     return Source(splits["train"], splits["test"], listings["train"].classes, fingerprint, mean_C, std_C)

@@ -17,6 +17,8 @@ class Stream(IntEnum):
     shapes_train = 3
     shapes_test = 4
     precise = 5
+    shapes_seg_train = 6
+    shapes_seg_test = 7
 
 
 def random_words(count: int, *, seed: int, epoch: int, stream: Stream) -> np.ndarray:

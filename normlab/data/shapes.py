@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from normlab.config import ShapesConfig
-from normlab.data.dataset import PixelMoments, Source, Split
+from normlab.data.dataset import LabelledImages, PixelMoments, Source
 from normlab.data.order import Stream, random_words
 
 VERSION = 1
@@ -127,10 +127,10 @@ class Dice:
 
 
 def local_frame(
-    x_N: np.ndarray, y_N: np.ndarray, radius_N: np.ndarray, turn_N: np.ndarray
+    x_N: np.ndarray, y_N: np.ndarray, radius_N: np.ndarray, turn_N: np.ndarray, side: int = SIDE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates (u, v), each (n, SIDE, SIDE), of every pixel as seen from shapes at (x, y), in radii."""
-    axis = np.arange(SIDE, dtype=np.float32)
+    """Coordinates (u, v), each (n, side, side), of every pixel as seen from shapes at (x, y), in radii."""
+    axis = np.arange(side, dtype=np.float32)
     cos, sin = (np.float32(1) / radius_N) * np.cos(turn_N), (np.float32(1) / radius_N) * np.sin(turn_N)
     across, down = axis - x_N[:, None], axis - y_N[:, None]
     u = (cos[:, None] * across)[:, None, :] + (sin[:, None] * down)[:, :, None]
@@ -150,26 +150,26 @@ def paint(images_NCHW: np.ndarray, share_NHW: np.ndarray, colour_NC: np.ndarray)
         plane += share_NHW * (colour_NC[:, channel, None, None] - plane)
 
 
-def _ground(dice: Dice, count: int) -> tuple[np.ndarray, np.ndarray]:
+def ground(dice: Dice, count: int, side: int = SIDE) -> tuple[np.ndarray, np.ndarray]:
     """Pictures of lit, textured ground, and the colour of each before light and texture."""
     colour_NC = dice.uniform(0.25, 0.75, count, 3)
     light_N = dice.uniform(0.0, 0.25, count)
     wave_N = dice.uniform(0.0, 0.06, count)
     parameters = dice.uniform(0.0, 1.0, 6, count)
-    centre = np.full(count, SIDE / 2, dtype=np.float32)
+    centre = np.full(count, side / 2, dtype=np.float32)
     turn_N, wave_turn_N, length_N, phase_N = (
         parameters[0] * np.float32(2 * np.pi),
         parameters[1] * np.float32(np.pi),
         parameters[2] * np.float32(1.6) + np.float32(0.5),
         parameters[3] * np.float32(2 * np.pi),
     )
-    slope, _ = local_frame(centre, centre, centre, turn_N)
-    ripple, _ = local_frame(centre, centre, length_N, wave_turn_N)
+    slope, _ = local_frame(centre, centre, centre, turn_N, side)
+    ripple, _ = local_frame(centre, centre, length_N, wave_turn_N, side)
     shade = slope * light_N[:, None, None] + np.sin(ripple + phase_N[:, None, None]) * wave_N[:, None, None]
     return colour_NC[:, :, None, None] + shade[:, None], colour_NC
 
 
-def _differing(dice: Dice, colour_NC: np.ndarray, low: float, high: float) -> np.ndarray:
+def differing(dice: Dice, colour_NC: np.ndarray, low: float, high: float) -> np.ndarray:
     """A colour for each given one, `low` to `high` away from it in a random direction of RGB space."""
     direction_NC = dice.uniform(-1.0, 1.0, *colour_NC.shape)
     length_N1 = np.sqrt((direction_NC**2).sum(1, keepdims=True)) + np.float32(1e-6)
@@ -184,16 +184,16 @@ def _distract(dice: Dice, images_NCHW: np.ndarray, colour_NC: np.ndarray) -> Non
         radius_N, turn_N = dice.uniform(low, high, count), dice.uniform(0.0, 2 * np.pi, count)
         u, v = local_frame(x_N, y_N, radius_N, turn_N)
         share = coverage(SHAPES[shape](u * np.float32(stretch), v), radius_N)
-        paint(images_NCHW, share, _differing(dice, colour_NC, 0.1, 0.35))
+        paint(images_NCHW, share, differing(dice, colour_NC, 0.1, 0.35))
 
 
 def _draw_chunk(dice: Dice, count: int) -> np.ndarray:
     """Pictures 0, 1, ... of classes 0, 1, ..., 9, 0, ...: uint8 (count, SIDE, SIDE, 3)."""
-    images_NCHW, colour_NC = _ground(dice, count)
+    images_NCHW, colour_NC = ground(dice, count)
     radius_N, turn_N = dice.uniform(9.0, 14.0, count), dice.uniform(-0.5, 0.5, count)
     reach_N = np.float32(SIDE / 2 - 0.5) - radius_N * np.float32(0.75)
     x_N, y_N = np.float32(SIDE / 2 - 0.5) + dice.uniform(-1.0, 1.0, 2, count) * reach_N
-    shape_colour_NC = _differing(dice, colour_NC, 0.35, 0.9)
+    shape_colour_NC = differing(dice, colour_NC, 0.35, 0.9)
     squeeze_N = dice.uniform(1.0, 1.25, count)
     for label, signed_distance in enumerate(SHAPES.values()):
         own = slice(label, None, len(SHAPES))
@@ -203,11 +203,16 @@ def _draw_chunk(dice: Dice, count: int) -> np.ndarray:
     _distract(dice, images_NCHW, colour_NC)
     noise_N = dice.uniform(0.01, 0.06, count)
     images_NCHW += dice.bell(count, 3, SIDE, SIDE) * noise_N[:, None, None, None]
+    return to_uint8(images_NCHW)
+
+
+def to_uint8(images_NCHW: np.ndarray) -> np.ndarray:
+    """(n, H, W, 3) bytes of planes in [0, 1]; what lies outside is cut off."""
     pixels = np.clip(images_NCHW * np.float32(255) + np.float32(0.5), 0, 255).astype(np.uint8)
     return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 
 
-def draw(count: int, stream: Stream) -> Split:
+def draw(count: int, stream: Stream) -> LabelledImages:
     """The first `count` pictures of a stream, with label i % 10 for picture i."""
     words = 80 * CHUNK + CHUNK * 3 * SIDE * SIDE // 2
     images_BHWC = np.empty((count, SIDE, SIDE, 3), dtype=np.uint8)
@@ -215,7 +220,7 @@ def draw(count: int, stream: Stream) -> Split:
         dice = Dice(random_words(words, seed=0, epoch=chunk, stream=stream))
         images_BHWC[start : start + CHUNK] = _draw_chunk(dice, CHUNK)[: count - start]
     labels_B = torch.arange(count) % len(SHAPES)
-    return Split(torch.from_numpy(images_BHWC), labels_B)
+    return LabelledImages(torch.from_numpy(images_BHWC), labels_B)
 
 
 def read(cfg: ShapesConfig) -> Source:

@@ -7,15 +7,24 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from normlab.config import CifarResNetConfig, ModelConfig, TimmConfig, TorchvisionConfig
+from normlab.config import (
+    CifarResNetConfig,
+    FcnCifarResNetConfig,
+    ModelConfig,
+    TimmConfig,
+    TorchvisionConfig,
+    TorchvisionSegmentationConfig,
+)
 from normlab.models.by_name import timm_model, torchvision_model
 from normlab.models.cifar_resnet import CifarResNet
+from normlab.models.segmentation import fcn_cifar_resnet, torchvision_segmentation_model
 
 
 def build_model(cfg: ModelConfig, num_classes: int, *, seed: int) -> nn.Module:
     """The network with its initial weights, a function of `seed` alone: torch's global RNG is left as it was.
 
-    Shape: images (B, 3, H, W) -> logits (B, num_classes).
+    Shape: images (B, 3, H, W) -> logits (B, num_classes); of segmentation, a dict of logits
+    (B, num_classes, H, W): `out`, and with model.aux_weight `aux`.
     Raises: ConfigError for a name that does not exist.
     """
     with torch.random.fork_rng(devices=[]):
@@ -27,6 +36,11 @@ def build_model(cfg: ModelConfig, num_classes: int, *, seed: int) -> nn.Module:
                 return torchvision_model(cfg.name, cfg.stem, num_classes)
             case TimmConfig():
                 return timm_model(cfg.name, num_classes)
+            case FcnCifarResNetConfig():
+                aux = cfg.aux_weight > 0
+                return fcn_cifar_resnet(cfg.depth, cfg.width, cfg.output_stride, num_classes, aux=aux)
+            case TorchvisionSegmentationConfig():
+                return torchvision_segmentation_model(cfg.name, num_classes, aux=cfg.aux_weight > 0)
     raise AssertionError(f"no builder for {type(cfg).__name__}")
 
 

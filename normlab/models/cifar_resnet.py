@@ -5,7 +5,58 @@ import torch.nn.functional as F
 from torch import nn
 
 
-class CifarResNet(nn.Module):
+class CifarTrunk(nn.Module):
+    """The convolutions of a CIFAR ResNet, and how to run them: what CifarResNet and CifarFcnTrunk share.
+
+    Parameters have one name in both, so that a trained one's fit the other.
+    """
+
+    def __init__(self, depth: int, width: int) -> None:
+        super().__init__()
+        assert (depth - 2) % 6 == 0, depth
+        blocks_per_stage = (depth - 2) // 6
+        self.conv = nn.Conv2d(3, width, kernel_size=3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        blocks: list[BasicBlock] = []
+        in_channels = width
+        for stage in range(3):
+            out_channels = width * 2**stage
+            for block in range(blocks_per_stage):
+                stride = 2 if stage > 0 and block == 0 else 1
+                blocks.append(BasicBlock(in_channels, out_channels, stride))
+                in_channels = out_channels
+        self.blocks = nn.Sequential(*blocks)
+        self.out_channels = in_channels
+
+    def stem(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.norm(self.conv(images_BCHW)), inplace=True)
+
+
+class CifarFcnTrunk(CifarTrunk):
+    """The trunk for segmentation: the first convolution has stride 2, so maps are those of larger pictures.
+
+    output_stride 8: strides 2, 1, 2, 2. output_stride 4: strides 2, 1, 2, 1, the last stage dilated by 2.
+    Shape: images (B, 3, H, W) -> {"aux": (B, 2 width, H/4, W/4), "out": (B, 4 width, H/s, W/s)}, rounded up.
+    Source: dilation instead of stride, Chen et al. 2017, arXiv:1706.05587, section 3.2.
+    """
+
+    def __init__(self, depth: int, width: int, output_stride: int) -> None:
+        assert output_stride in (4, 8)
+        super().__init__(depth, width)
+        self.conv.stride = (2, 2)
+        self.first_of_last_stage = len(self.blocks) // 3 * 2
+        if output_stride == 4:
+            for block in self.blocks[self.first_of_last_stage :]:
+                assert isinstance(block, BasicBlock)
+                block.dilate(first=block.stride > 1)
+        _initialise(self)
+
+    def forward(self, images_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
+        aux_BCHW = self.blocks[: self.first_of_last_stage](self.stem(images_BCHW))
+        return {"aux": aux_BCHW, "out": self.blocks[self.first_of_last_stage :](aux_BCHW)}
+
+
+class CifarResNet(CifarTrunk):
     """ResNet of depth 6n + 2 for small images, built with BatchNorm.
 
     A 3x3 convolution of `width` channels; three stages of n basic blocks at `width`, 2 `width` and 4 `width`
@@ -18,27 +69,12 @@ class CifarResNet(nn.Module):
     """
 
     def __init__(self, depth: int, num_classes: int, width: int = 16) -> None:
-        super().__init__()
-        assert (depth - 2) % 6 == 0, depth
-        blocks_per_stage = (depth - 2) // 6
-        self.conv = nn.Conv2d(3, width, kernel_size=3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(width)
-        blocks: list[nn.Module] = []
-        in_channels = width
-        for stage in range(3):
-            out_channels = width * 2**stage
-            for block in range(blocks_per_stage):
-                stride = 2 if stage > 0 and block == 0 else 1
-                blocks.append(BasicBlock(in_channels, out_channels, stride))
-                in_channels = out_channels
-        self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(in_channels, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        super().__init__(depth, width)
+        self.head = nn.Linear(self.out_channels, num_classes)
+        _initialise(self)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        features_BCHW = self.blocks(F.relu(self.norm(self.conv(images_BCHW)), inplace=True))
+        features_BCHW = self.blocks(self.stem(images_BCHW))
         return self.head(features_BCHW.mean(dim=(2, 3)))
 
 
@@ -54,6 +90,13 @@ class BasicBlock(nn.Module):
         self.stride = stride
         self.new_channels = out_channels - in_channels
 
+    def dilate(self, *, first: bool) -> None:
+        """Put a dilation of 2 in the place of a stride: in all convolutions that would have followed it."""
+        self.stride = 1
+        self.conv1.stride = (1, 1)
+        for conv in (self.conv2,) if first else (self.conv1, self.conv2):
+            conv.dilation, conv.padding = (2, 2), (2, 2)
+
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         y_BCHW = F.relu(self.norm1(self.conv1(x_BCHW)), inplace=True)
         y_BCHW = self.norm2(self.conv2(y_BCHW))
@@ -62,3 +105,10 @@ class BasicBlock(nn.Module):
         if self.new_channels:
             x_BCHW = F.pad(x_BCHW, (0, 0, 0, 0, 0, self.new_channels))
         return F.relu(y_BCHW + x_BCHW, inplace=True)
+
+
+def _initialise(model: nn.Module) -> None:
+    """Convolutions as in He et al. 2015, arXiv:1502.01852, by fan-out."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

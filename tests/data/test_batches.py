@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from normlab.config import ConfigError
-from normlab.data.augment import augment, epoch_draws, normalise
+from normlab.data.augment import CropAndFlip, augment, epoch_draws, normalise
 from normlab.data.batches import TrainBatches, eval_batches
-from normlab.data.dataset import Split
+from normlab.data.dataset import LabelledImages
 from normlab.data.order import epoch_order
 
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ def split():
     images_BHWC = torch.randint(
         0, 256, (NUM, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    return Split(images_BHWC, torch.arange(NUM))
+    return LabelledImages(images_BHWC, torch.arange(NUM))
 
 
 def batches(split, *, batch_size=16, accumulate=1, ranks=1, first=0, here=1, augment=True, seed=0):
@@ -34,6 +34,7 @@ def batches(split, *, batch_size=16, accumulate=1, ranks=1, first=0, here=1, aug
         logical_ranks=ranks,
         first_logical_rank=first,
         num_logical_ranks_here=here,
+        augmentation=CropAndFlip((3, 8, 8)),
         augment=augment,
         device=CPU,
         dtype=torch.float64,

@@ -5,14 +5,14 @@ import torch
 
 from normlab.config import ConfigError, ShapesConfig
 from normlab.data import load
-from normlab.data.dataset import PixelMoments, Source, Split, cut
+from normlab.data.dataset import LabelledImages, PixelMoments, Source, cut
 
 
 @pytest.fixture
 def source():
     def split(start, count):
         labels = torch.arange(start, start + count)
-        return Split(labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 2, 2, 3).contiguous(), labels)
+        return LabelledImages(labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 2, 2, 3).contiguous(), labels)
 
     ones = torch.ones(3, dtype=torch.float64)
     return Source(split(0, 100), split(100, 20), ["a"], "fingerprint", ones, ones)

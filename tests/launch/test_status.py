@@ -53,7 +53,7 @@ def test_a_run_whose_lock_is_held_is_running_whatever_is_left_of_an_earlier_atte
     with run.lock():
         status = read_status(run.directory, {})
     assert (status.state, status.samples_seen, status.total_samples) == ("running", 100, 1000)
-    assert (status.accuracy, status.time_left_s) == (0.25, 18.0)
+    assert (status.score, status.time_left_s) == (0.25, 18.0)
     assert 0 <= status.age_s < 60
     assert read_status(run.directory, {}).state == "failed"
 
@@ -86,7 +86,7 @@ def test_progress_is_read_from_the_end_of_a_long_file(make_run):
     lines = [json.dumps({"step": n, "samples_seen": n * 8, **point}) for n in range(5000)]
     run.metrics_path.write_text("\n".join([*lines, '{"step": 5000, "samples_seen": 40000}', ""]))
     progress = read_progress(run.directory)
-    assert (progress.samples_seen, progress.accuracy) == (40000, 0.1)
+    assert (progress.samples_seen, progress.score) == (40000, 0.1)
 
 
 STATUS = """

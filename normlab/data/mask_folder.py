@@ -1,0 +1,129 @@
+"""Pictures and masks of one's own: images/ and masks/ under train/ and under val/, test/ or both."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from normlab.config import ConfigError, MaskFolderConfig
+from normlab.data.dataset import IGNORED, Source
+from normlab.data.listing import data_root, files_under
+from normlab.data.masks import Labels, Pair, palette, read_pairs
+
+EXPECTED = "train/images/, train/masks/, and the same under val/, test/ or both"
+VOID = "void"
+"""Name in a colour map of what is ignored."""
+
+
+def read(cfg: MaskFolderConfig, on_progress: Callable[[str, int, int], None]) -> Source:
+    """Train, test and val of cfg.root; where there is but one of test and val, it is test.
+
+    Raises: ConfigError naming the folder or file that stands in the way.
+    """
+    root = data_root(cfg.root, EXPECTED)
+    held_out = [name for name in ("test", "val") if (root / name).is_dir()]
+    if not held_out:
+        raise ConfigError(f"data.root={root} has neither test/ nor val/; it must hold {EXPECTED}.")
+    labels, palette_K3 = (_by_colour if cfg.colour_map else _by_index)(cfg)
+    splits = {"train": _pairs(root, "train"), "test": _pairs(root, held_out[0])}
+    if len(held_out) == 2:
+        splits["val"] = _pairs(root, "val")
+    return read_pairs(cfg, root, splits, labels, palette_K3, on_progress)
+
+
+def _pairs(root: Path, split: str) -> list[Pair]:
+    """The pictures of a split, in the order of their names, each with its mask."""
+    images, masks = (_by_stem(root / split / kind) for kind in ("images", "masks"))
+    for have, lack, what in ((images, masks, "mask"), (masks, images, "picture")):
+        alone = sorted(have.keys() - lack.keys())
+        if alone:
+            other = "masks" if what == "mask" else "images"
+            raise ConfigError(
+                f"{have[alone[0]]} has no {what} {split}/{other}/{alone[0]}.* ({len(alone)} such in {split}/); "
+                "a picture and its mask must have one name."
+            )
+    return [(images[stem], masks[stem]) for stem in sorted(images)]
+
+
+def _by_stem(folder: Path) -> dict[str, str]:
+    """Name below the folder, without suffix -> path, of each image file."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder; data.root must hold {EXPECTED}.")
+    found: dict[str, str] = {}
+    for path, _, _ in files_under(str(folder)):
+        stem = str(Path(path).relative_to(folder).with_suffix(""))
+        if stem in found:
+            raise ConfigError(f"{path} and {found[stem]} have one name; remove one of them.")
+        found[stem] = path
+    if not found:
+        raise ConfigError(f"{folder} holds no image file; data.root must hold {EXPECTED}.")
+    return found
+
+
+def _by_index(cfg: MaskFolderConfig) -> tuple[Labels, torch.Tensor]:
+    if cfg.num_classes is None:
+        raise ConfigError("data.num_classes is not given; say how many classes the masks have.")
+    if cfg.ignore_index < cfg.num_classes:
+        raise ConfigError(
+            f"data.ignore_index={cfg.ignore_index} is one of the classes 0 to {cfg.num_classes - 1} of "
+            f"data.num_classes={cfg.num_classes}; it must be above them."
+        )
+    names = cfg.class_names or [f"class_{index}" for index in range(cfg.num_classes)]
+    _check_names(cfg, cfg.num_classes)
+    of_value = {index: index for index in range(cfg.num_classes)} | {cfg.ignore_index: IGNORED}
+    meaning = (
+        f"data.num_classes={cfg.num_classes} allows 0 to {cfg.num_classes - 1}, and "
+        f"data.ignore_index={cfg.ignore_index} what is ignored"
+    )
+    return Labels(names, of_value, meaning), palette(cfg.num_classes)
+
+
+def _by_colour(cfg: MaskFolderConfig) -> tuple[Labels, torch.Tensor]:
+    """The classes of cfg.colour_map in the order of its lines; lines of one name are one class."""
+    assert cfg.colour_map is not None
+    try:
+        lines = Path(cfg.colour_map).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"data.colour_map={cfg.colour_map} cannot be read ({error}).") from error
+    classes: list[str] = []
+    colours: list[list[int]] = []
+    of_value: dict[int, int] = {}
+    for number, line in enumerate(lines, start=1):
+        words = line.partition("#")[0].replace(",", " ").split(maxsplit=3)
+        if not words:
+            continue
+        if len(words) < 4 or not all(word.isdecimal() and int(word) < 256 for word in words[:3]):
+            raise ConfigError(
+                f"data.colour_map={cfg.colour_map}, line {number}: {line!r} is not `red green blue name`, each "
+                "colour 0 to 255."
+            )
+        red, green, blue = map(int, words[:3])
+        name = words[3].strip()
+        if name.lower() == VOID:
+            label = IGNORED
+        else:
+            if name not in classes:
+                classes.append(name)
+                colours.append([red, green, blue])
+            label = classes.index(name)
+        of_value[65536 * red + 256 * green + blue] = label
+    if not 2 <= len(classes) <= IGNORED:
+        raise ConfigError(
+            f"data.colour_map={cfg.colour_map} names {len(classes)} classes; 2 to {IGNORED} are needed."
+        )
+    if cfg.num_classes not in (None, len(classes)):
+        raise ConfigError(
+            f"data.num_classes={cfg.num_classes}, but data.colour_map={cfg.colour_map} names {len(classes)}; "
+            "leave data.num_classes out."
+        )
+    _check_names(cfg, len(classes))
+    meaning = f"data.colour_map={cfg.colour_map} has no line for it"
+    labels = Labels(cfg.class_names or classes, of_value, meaning, in_colours=True)
+    return labels, torch.tensor(colours, dtype=torch.uint8)
+
+
+def _check_names(cfg: MaskFolderConfig, count: int) -> None:
+    if cfg.class_names is not None and (len(cfg.class_names) != count or len(set(cfg.class_names)) != count):
+        raise ConfigError(
+            f"data.class_names={','.join(cfg.class_names)} must be {count} names, each another, one a class."
+        )
