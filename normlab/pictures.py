@@ -41,7 +41,7 @@ def _coloured(labels_HW: torch.Tensor, palette_K3: torch.Tensor) -> np.ndarray:
 
 def confusion(confusion_KK: torch.Tensor, classes: list[str]) -> np.ndarray:
     """Of the pixels of each class (row), the percentage that was taken for each (column): (H, W, 3) uint8."""
-    share_KK = 100 * confusion_KK / confusion_KK.sum(1, keepdim=True).clamp(min=1)
+    share_KK = (100 * confusion_KK / confusion_KK.sum(1, keepdim=True).clamp(min=1)).numpy()
     side = 2.5 + 0.42 * len(classes)
     figure = Figure(figsize=(side, side), layout="constrained")
     axis = figure.subplots()

@@ -51,7 +51,7 @@ class Recorder:
         self.documents[name] = text
 
     def picture(self, samples_seen: int, name: str, draw: Any) -> None:
-        self.pictures[name] = draw()
+        self.pictures[name] = draw
 
     def flush(self) -> None:
         pass

@@ -30,6 +30,19 @@ def test_step_is_a_tenth_after_each_milestone():
     assert [lr(t) for t in (0, 49, 50, 74, 75, 99)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
+def test_poly_falls_from_the_peak_to_zero_by_its_power():
+    lr = rate(Schedule.poly)
+    assert [lr(0), lr(50), lr(99)] == pytest.approx([1.0, 0.5**0.9, 0.01**0.9])
+
+
+def test_the_head_has_a_rate_of_its_own():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    groups = build_optimizer(model, SgdConfig(head_lr_factor=10.0)).param_groups
+    factors = {id(p): g["lr_factor"] for g in groups for p in g["params"]}
+    assert [factors[id(p)] for p in model.parameters()] == [1, 1, 1, 1, 10, 10]
+    assert {g["lr_factor"] for g in build_optimizer(model, SgdConfig()).param_groups} == {1}
+
+
 def test_warm_up_rises_linearly_to_the_peak_and_the_schedule_takes_what_is_left():
     lr = rate(Schedule.cosine, warmup_epochs=2)
     assert [lr(0), lr(9), lr(19), lr(20)] == pytest.approx([0.05, 0.5, 1.0, 1.0])

@@ -207,9 +207,15 @@ def _open(
     return splits, fingerprint, mean_C, std_C
 
 
-def palette(count: int) -> torch.Tensor:
-    """(count, 3) uint8: colours that differ from their neighbours, for classes that bring none of their own."""
+def palette(count: int, *, background: bool = False) -> torch.Tensor:
+    """(count, 3) uint8: colours that differ from their neighbours, for classes that bring none of their own.
+
+    `background`: the first class is one, in dark grey.
+    """
     hue_K = torch.arange(count) * 0.618034 % 1
     value_K = torch.tensor([0.95, 0.7, 0.45])[torch.arange(count) % 3]
     ramp_K3 = ((hue_K[:, None] * 6 + torch.tensor([0.0, 4.0, 2.0])) % 6 - 3).abs() - 1
-    return (255 * value_K[:, None] * (0.25 + 0.75 * ramp_K3.clamp(0, 1))).to(torch.uint8)
+    colours_K3 = (255 * value_K[:, None] * (0.25 + 0.75 * ramp_K3.clamp(0, 1))).to(torch.uint8)
+    if background:
+        colours_K3[0] = 50
+    return colours_K3

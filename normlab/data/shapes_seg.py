@@ -78,5 +78,5 @@ def read(cfg: ShapesSegConfig) -> Source:
         fingerprint=f"shapes_seg-{VERSION}-{cfg.num_train}-{cfg.num_test}",
         mean_C=mean_C,
         std_C=std_C,
-        palette_K3=palette(len(CLASSES)),
+        palette_K3=palette(len(CLASSES), background=True),
     )

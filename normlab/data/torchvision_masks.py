@@ -98,7 +98,9 @@ def _labels(name: str) -> tuple[Labels, torch.Tensor]:
     match name:
         case "voc":
             of_value = {index: index for index in range(len(VOC_CLASSES))} | {255: IGNORED}
-            return Labels(VOC_CLASSES, of_value, "VOC has 0 to 20, and 255"), palette(len(VOC_CLASSES))
+            return Labels(VOC_CLASSES, of_value, "VOC has 0 to 20, and 255"), palette(
+                len(VOC_CLASSES), background=True
+            )
         case "cityscapes":
             known = datasets.Cityscapes.classes
             judged = sorted((c for c in known if not c.ignore_in_eval), key=lambda c: c.train_id)

@@ -1,0 +1,296 @@
+"""Pictures with masks in files: what is read, and one line that names the file where it cannot be."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from normlab.config import ConfigError, MaskFolderConfig, TorchvisionMasksConfig
+from normlab.data import load
+from normlab.data.dataset import IGNORED
+from normlab.data.torchvision_masks import VOC_CLASSES
+
+SIZES = {"a": (12, 8), "b": (8, 10), "c": (9, 9)}
+"""Width and height of the pictures."""
+
+
+def mask_of(name, values=(0, 1, 2, 9)):
+    width, height = SIZES[name]
+    return np.resize(np.array(values, dtype=np.uint8), (height, width))
+
+
+def write(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels.save(path) if isinstance(pixels, Image.Image) else Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three classes and 9 for what is ignored; b lies in a folder of its own, its picture is a JPEG."""
+    root = tmp_path / "streets"
+    for split, names in {"train": "abc", "val": "ab", "test": "c"}.items():
+        for name in names:
+            width, height = SIZES[name]
+            pixels = np.full((height, width, 3), ord(name), dtype=np.uint8)
+            place = f"deep/{name}" if name == "b" else name
+            write(root / split / "images" / f"{place}.{'jpg' if name == 'b' else 'png'}", pixels)
+            write(root / split / "masks" / f"{place}.png", mask_of(name))
+    return root
+
+
+@pytest.fixture
+def read(root, tmp_path):
+    def read(**options):
+        given = {"num_classes": 3, "ignore_index": 9, **options}
+        return load(MaskFolderConfig(root=str(root), cache_dir=str(tmp_path / "cache"), **given))
+
+    return read
+
+
+def labels(name):
+    return np.where(mask_of(name) == 9, IGNORED, mask_of(name))
+
+
+def test_pictures_and_masks_are_those_of_the_files_whatever_their_sizes(read):
+    data = read()
+    assert data.classes == ["class_0", "class_1", "class_2"]
+    assert [len(data.train), len(data.val), len(data.test), data.eval_split] == [3, 2, 1, "val"]
+    for index, name in enumerate("acb"):  # in the order of their names: deep/b comes last
+        image_HWC, mask_HW = data.train.sample(index)
+        assert image_HWC.shape == (*SIZES[name][::-1], 3)
+        assert abs(int(image_HWC.float().mean()) - ord(name)) <= 1
+        assert np.array_equal(mask_HW.numpy(), labels(name))
+    assert data.palette_K3.shape == (3, 3)
+    pixels = torch.cat([data.train.sample(i)[0].reshape(-1, 3) for i in range(3)]).double() / 255
+    torch.testing.assert_close(data.mean_C, pixels.mean(0))
+
+
+def test_a_second_load_decodes_nothing(read, monkeypatch):
+    first = read()
+    monkeypatch.setattr("normlab.data.masks._decode", lambda *a, **k: pytest.fail("decoded again"))
+    second = read()
+    assert first.fingerprint == second.fingerprint
+    assert torch.equal(first.train.pixels, second.train.pixels)
+
+
+def test_a_changed_mask_makes_another_cache_and_another_fingerprint(root, read):
+    before = read()
+    write(root / "train/masks/a.png", mask_of("a", (2, 2, 1)))
+    os.utime(root / "train/masks/a.png", ns=(1, 1))
+    after = read()
+    assert after.fingerprint != before.fingerprint
+    assert after.train.sample(0)[1].unique().tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("change", ["truncated", "other"])
+def test_a_damaged_cache_is_made_anew(read, tmp_path, change):
+    before = read().train.labels.clone()
+    [file] = (tmp_path / "cache").glob("*/*/train_labels.npy")
+    file.write_bytes(file.read_bytes()[:-10] if change == "truncated" else b"something else")
+    assert torch.equal(read().train.labels, before)
+
+
+def test_image_size_resizes_pictures_and_masks_to_their_shorter_side(read):
+    data = read(image_size=16)
+    assert [tuple(data.train.sample(i)[1].shape) for i in range(3)] == [(16, 24), (16, 16), (20, 16)]
+    assert data.train.sample(0)[1].unique().tolist() == [0, 1, 2, IGNORED]  # no class in between
+
+
+def test_where_there_is_one_of_test_and_val_it_is_what_the_curves_call_val(root, read):
+    (root / "test").rename(root / "kept")
+    data = read()
+    assert (len(data.val), data.test, data.eval_split) == (2, None, "test")
+    held_out = read(val_fraction=0.4)
+    assert [len(held_out.train), len(held_out.val), len(held_out.test)] == [2, 1, 2]
+
+
+def test_a_val_folder_and_a_val_fraction_exclude_each_other(read):
+    with pytest.raises(ConfigError, match=r"data\.val_fraction=0\.4.*set it to 0"):
+        read(val_fraction=0.4)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "I;16", "1"])
+def test_indices_are_read_from_any_kind_of_mask(root, read, mode):
+    values = mask_of("a", (0, 1))
+    if mode == "P":
+        mask = Image.fromarray(values)
+        mask.putpalette([200, 10, 30, 0, 0, 90] + [0] * 762)
+    elif mode == "I;16":
+        mask = Image.fromarray(values.astype(np.uint16))
+    else:
+        mask = Image.fromarray(values.astype(bool)) if mode == "1" else Image.fromarray(values)
+    assert mask.mode == mode
+    write(root / "train/masks/a.png", mask)
+    assert np.array_equal(read().train.sample(0)[1].numpy(), values)
+
+
+@pytest.fixture
+def in_colour(root, tmp_path):
+    """The masks in colours, and what they mean: two colours are one class."""
+    colours = np.zeros((10, 3), dtype=np.uint8)
+    colours[[0, 1, 2, 9]] = [[10, 0, 0], [0, 200, 0], [0, 0, 255], [7, 7, 7]]
+    for path in root.glob("*/masks/**/*.png"):
+        write(path, colours[np.asarray(Image.open(path))])
+    colour_map = tmp_path / "colours.txt"
+    colour_map.write_text("# of a test\n10 0 0 wide road\n0,200,0 tree\n\n0 0 255 wide road\n7 7 7 Void\n")
+    return colour_map
+
+
+def test_colours_are_classes_by_a_colour_map(read, in_colour):
+    data = read(num_classes=None, colour_map=str(in_colour))
+    assert data.classes == ["wide road", "tree"]
+    assert data.palette_K3.tolist() == [[10, 0, 0], [0, 200, 0]]
+    merged = np.array([0, 1, 0] + [IGNORED] * 7)[mask_of("a")]
+    assert np.array_equal(data.train.sample(0)[1].numpy(), merged)
+
+
+def test_a_colour_that_the_map_lacks_is_named_with_its_file(root, read, in_colour):
+    write(root / "val/masks/a.png", np.full((8, 12, 3), 99, dtype=np.uint8))
+    with pytest.raises(ConfigError, match=r"val/masks/a\.png holds the colour 99 99 99, .*data\.colour_map="):
+        read(num_classes=None, colour_map=str(in_colour))
+
+
+@pytest.mark.parametrize("line", ["1 2 3", "1 2 300 road", "a b c road"])
+def test_a_line_of_a_colour_map_that_cannot_be_read_is_named(read, in_colour, line):
+    in_colour.write_text(f"1 2 3 a\n{line}\n")
+    with pytest.raises(ConfigError, match=rf"data\.colour_map=.*line 2: '{line}'"):
+        read(num_classes=None, colour_map=str(in_colour))
+
+
+def out_of_range(root):
+    write(root / "test/masks/c.png", np.full((9, 9), 5, dtype=np.uint8))
+
+
+def colours(root):
+    write(root / "train/masks/a.png", np.zeros((8, 12, 3), dtype=np.uint8))
+
+
+def other_size(root):
+    write(root / "train/masks/a.png", np.zeros((12, 8), dtype=np.uint8))
+
+
+def no_mask(root):
+    (root / "train/masks/a.png").unlink()
+
+
+def no_picture(root):
+    (root / "val/images/a.png").unlink()
+
+
+def no_masks(root):
+    for path in (root / "train/masks").rglob("*.png"):
+        path.unlink()
+
+
+def no_mask_folder(root):
+    (root / "train/masks").rename(root / "train/labels")
+
+
+def twice(root):
+    write(root / "train/images/a.bmp", np.zeros((8, 12, 3), dtype=np.uint8))
+
+
+def broken(root):
+    (root / "train/images/a.png").write_bytes(b"no picture")
+
+
+MISTAKES = [
+    (out_of_range, r"test/masks/c\.png holds 5, .*data\.num_classes=3 allows 0 to 2.*data\.ignore_index=9"),
+    (colours, r"train/masks/a\.png is a picture in RGB.*data\.colour_map"),
+    (other_size, r"train/images/a\.png is 12x8 pixels, but its mask .*train/masks/a\.png is 8x12"),
+    (no_mask, r"train/images/a\.png has no mask train/masks/a\.\* \(1 such"),
+    (no_picture, r"val/masks/a\.png has no picture val/images/a\.\*"),
+    (no_masks, r"train/masks holds no image file"),
+    (no_mask_folder, r"train/masks is not a folder"),
+    (twice, r"train/images/a\.\w+ and .*train/images/a\.\w+ have one name"),
+    (broken, r"train/images/a\.png cannot be read as an image"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "words"), MISTAKES, ids=lambda value: getattr(value, "__name__", ""))
+def test_what_cannot_be_used_is_one_line_that_names_the_file(root, read, tmp_path, mistake, words):
+    mistake(root)
+    with pytest.raises(ConfigError, match=words) as raised:
+        read()
+    assert "\n" not in str(raised.value)
+    assert list((tmp_path / "cache").glob("*/*")) == []  # nothing half made
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_classes": None}, r"data\.num_classes is not given"),
+        ({"ignore_index": 2}, r"data\.ignore_index=2 is one of the classes 0 to 2"),
+        ({"class_names": ["a", "b"]}, r"data\.class_names=a,b must be 3 names"),
+        ({"class_names": ["a", "b", "a"]}, r"data\.class_names=a,b,a must be 3 names, each another"),
+        ({"colour_map": "nowhere.txt"}, r"data\.colour_map=nowhere\.txt cannot be read"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(read, options, words):
+    with pytest.raises(ConfigError, match=words):
+        read(**options)
+
+
+def voc(root):
+    base = root / "VOCdevkit/VOC2012"
+    for split, name in (("train", "a"), ("val", "b")):
+        width, height = SIZES[name]
+        write(base / f"JPEGImages/{name}.jpg", np.zeros((height, width, 3), dtype=np.uint8))
+        mask = Image.fromarray(mask_of(name, (0, 20, 255)))
+        mask.putpalette([1, 2, 3] * 256)
+        write(base / f"SegmentationClass/{name}.png", mask)
+        (base / "ImageSets/Segmentation").mkdir(parents=True, exist_ok=True)
+        (base / f"ImageSets/Segmentation/{split}.txt").write_text(f"{name}\n")
+    return (0, 20, 255), VOC_CLASSES
+
+
+def cityscapes(root):
+    for split, name in (("train", "a"), ("val", "b")):
+        width, height = SIZES[name]
+        picture = np.zeros((height, width, 3), dtype=np.uint8)
+        write(root / f"leftImg8bit/{split}/town/{name}_leftImg8bit.png", picture)
+        # Ids 7 and 33 are road and bicycle, the first and last of the 19 that are judged; 3 is not.
+        write(root / f"gtFine/{split}/town/{name}_gtFine_labelIds.png", mask_of(name, (7, 33, 3)))
+    return (0, 18, 255), None
+
+
+def oxford_pets(root):
+    base = root / "oxford-iiit-pet"
+    for split, name in (("trainval", "a"), ("test", "b")):
+        width, height = SIZES[name]
+        write(base / f"images/{name}.jpg", np.zeros((height, width, 3), dtype=np.uint8))
+        write(base / f"annotations/trimaps/{name}.png", mask_of(name, (1, 2, 3)))
+        (base / f"annotations/{split}.txt").write_text(f"{name} 1 1 1\n")
+    return (0, 1, 2), ["pet", "background", "border"]
+
+
+@pytest.mark.parametrize("make", [voc, cityscapes, oxford_pets])
+def test_torchvisions_data_are_read_where_they_lie(make, tmp_path):
+    values, classes = make(tmp_path / "data")
+    cfg = TorchvisionMasksConfig(
+        name=make.__name__, root=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"), download=False
+    )
+    data = load(cfg)
+    for split, name in ((data.train, "a"), (data.val, "b")):
+        assert len(split) == 1
+        assert np.array_equal(split.sample(0)[1].numpy(), mask_of(name, values))
+    if classes:
+        assert data.classes == classes
+    else:
+        assert (data.classes[0], data.classes[18], len(data.classes)) == ("road", "bicycle", 19)
+    assert len(data.palette_K3) == len(data.classes)
+
+
+@pytest.mark.parametrize("name", ["voc", "cityscapes", "oxford_pets"])
+def test_data_that_are_not_there_are_named(name, tmp_path):
+    with pytest.raises(ConfigError, match=rf"data\.root=.*holds no intact {name}"):
+        load(TorchvisionMasksConfig(name=name, root=str(tmp_path), download=False))
+
+
+def test_a_listed_picture_that_is_missing_is_named(tmp_path):
+    voc(tmp_path)
+    (tmp_path / "VOCdevkit/VOC2012/SegmentationClass/a.png").unlink()
+    with pytest.raises(ConfigError, match=r"SegmentationClass/a\.png cannot be read"):
+        load(TorchvisionMasksConfig(root=str(tmp_path), cache_dir=str(tmp_path / "cache"), download=False))
