@@ -73,7 +73,7 @@ def test_weights_come_from_a_checkpoint_a_run_or_a_state_dict(saved, tmp_path, w
 
 
 def test_another_architecture_is_refused_by_its_first_layer_that_differs(saved, tmp_path):
-    with pytest.raises(ConfigError, match=r"weights\.pth has no blocks\.3\.conv1\.weight, .*same architecture"):
+    with pytest.raises(ConfigError, match=r"weights\.pth has a blocks\.1\.conv1\.weight .*same architecture"):
         load_initial_weights(resnet(depth=14), str(tmp_path / "weights.pth"))
     wide = build_model(CifarResNetConfig(depth=8, width=8), 10, seed=0)
     with pytest.raises(
