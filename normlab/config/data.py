@@ -145,9 +145,6 @@ class ShapesSegConfig(SegmentationConfig):
 class MaskFilesConfig(SegmentationConfig):
     """What all pictures with masks in files have."""
 
-    root: str | None = setting(None, identity=False)
-    """Folder that holds the data, or gets them."""
-
     image_size: int | None = setting(None, minimum=8)
     """The shorter side of every picture and mask is resized to so many pixels. null: left as it is."""
 
@@ -163,6 +160,9 @@ class MaskFolderConfig(MaskFilesConfig):
     """
 
     name: str = "mask_folder"
+
+    root: str | None = setting(None, identity=False)
+    """Folder that holds train/images/, train/masks/, and the same under val/, test/ or both."""
 
     num_classes: int | None = setting(None, minimum=2, maximum=255)
     """How many classes there are, not counting ignore_index; needed unless data.colour_map lists them."""
@@ -182,6 +182,9 @@ class TorchvisionMasksConfig(MaskFilesConfig):
     """Pascal VOC 2012, Cityscapes (fine) or Oxford-IIIT Pet, through torchvision."""
 
     name: str = "voc"
+
+    root: str = setting("data", identity=False)
+    """Folder that holds the data, or gets them."""
 
     download: bool = setting(True, identity=False)
     """Fetch the data where they are missing and torchvision can: not Cityscapes, which asks for an account."""

@@ -50,8 +50,6 @@ def read(cfg: TorchvisionMasksConfig, on_progress: Callable[[str, int, int], Non
     """
     if cfg.name not in SPLITS:
         raise ConfigError(f"data.name={cfg.name} is none of {', '.join(SPLITS)}; choose one of them.")
-    if cfg.root is None:
-        raise ConfigError(f"data.root is not given; set it to the folder that holds {cfg.name}, or is to hold it.")
     root = Path(cfg.root).expanduser().resolve()
     train, test = SPLITS[cfg.name]
     try:
