@@ -100,22 +100,23 @@ def test_evaluation_agrees_with_torchmetrics_on_any_ranks(world_size, ranks, tmp
 
 
 def step_on_ignored_pixels(rank, overrides):
-    """One step whose every pixel is ignored on rank 0, and on the others too where told so."""
+    """A step of pixels whose class weighs nothing, one of ignored pixels, and one of ignored pixels on rank 0."""
     trainer = build(rank, overrides)
     trainer.started = trainer.saved_at = 0.0
     before = [p.detach().clone() for p in trainer.module.parameters()]
     images_BCHW, labels_BHW = next(trainer.batches.epoch(0))[0]
-    everywhere = torch.full_like(labels_BHW, IGNORED)
-    *_, finite, _ = trainer._step(0, [(images_BCHW, everywhere)], 0)
+    everywhere, weightless = torch.full_like(labels_BHW, IGNORED), torch.zeros_like(labels_BHW)
+    *_, finite, _ = trainer._step(0, [(images_BCHW, weightless)], 0)
+    *_, finite_too, _ = trainer._step(0, [(images_BCHW, everywhere)], 0)
     unmoved = [torch.equal(a, b) for a, b in zip(before, trainer.module.parameters(), strict=True)]
     labels_BHW = everywhere if rank == 0 else labels_BHW
     *_, also_finite, grad_norm = trainer._step(0, [(images_BCHW, labels_BHW)], 0)
-    return finite and also_finite, all(unmoved), float(grad_norm)
+    return finite and finite_too and also_finite, all(unmoved), float(grad_norm)
 
 
 def test_a_batch_in_which_every_pixel_is_ignored_gives_no_nan(ranks, tmp_path):
     overrides = [*EXACT, *SMALL, f"output_dir={tmp_path}", "batch_size=2", "optim.weight_decay=0"]
-    overrides += ["label_smoothing=0.1"]  # whose gradient torch multiplies, where it leaves out that of the rest
+    overrides += [f"data.class_weights={[0, *[1] * 10]}"]
     for finite, unmoved, grad_norm in ranks.run(step_on_ignored_pixels, overrides, world_size=2):
         assert finite
         assert unmoved
