@@ -1,14 +1,17 @@
 """What can be wrong with a run, found in one process before any rank trains."""
 
 import torch
+from torch import nn
 
 from normlab import data
-from normlab.config import BatchNormConfig, Config, ConfigError, RunningStats
+from normlab.checkpoint import load_tensors
+from normlab.config import BatchNormConfig, Config, ConfigError, FrozenBatchNormConfig, RunningStats
 from normlab.data.dataset import Dataset
 from normlab.models import build_model, on_meta
-from normlab.models.initial_weights import load_initial_weights
+from normlab.models.initial_weights import TRUNK, load_initial_weights
 from normlab.norms import check_norms
-from normlab.run import Run, name_run
+from normlab.norms.convert import norm_layers
+from normlab.run import Run, name_run, weights_path
 from normlab.tasks import build_task
 
 
@@ -23,6 +26,7 @@ def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str) -> Run:
     model = on_meta(lambda: build_model(cfg.model, len(dataset.classes), seed=cfg.seed))
     if cfg.model.init_from is not None:
         load_initial_weights(model, cfg.model.init_from)
+    _check_frozen(cfg, model)
     build_task(cfg, dataset, torch.device("cpu"))
     check_norms(
         model,
@@ -43,4 +47,22 @@ def _check_precise_samples(cfg: Config, logical_ranks: int) -> None:
             raise ConfigError(
                 f"norm.precise_samples={norm.precise_samples} is less than the {chunk_size} samples that share "
                 f"statistics in training; raise it to a multiple of {chunk_size}."
+            )
+
+
+def _check_frozen(cfg: Config, model: nn.Module) -> None:
+    """An untrained model's statistics, 0 and 1, are nobody's, so frozen ones have to come from a file."""
+    if not isinstance(cfg.norm, FrozenBatchNormConfig):
+        return
+    if cfg.model.init_from is None:
+        raise ConfigError(
+            "norm=frozen_bn freezes the statistics that a model came with, and a new one has none; give "
+            "model.init_from, the run or the weights of a model trained with BatchNorm."
+        )
+    there = load_tensors(weights_path(cfg.model.init_from))
+    for name in norm_layers(model):
+        if not any(f"{known}.running_var" in there for known in (name, name.removeprefix(TRUNK))):
+            raise ConfigError(
+                f"norm=frozen_bn: model.init_from={cfg.model.init_from} has no running statistics for layer "
+                f"{name}; give a model that was trained with BatchNorm there, or choose another norm."
             )

@@ -51,11 +51,11 @@ def test_every_choice_has_a_builder(choice):
         return
     assert len(data.load(typed("data.num_train=20", "data.num_test=10").data).train) == 20
     model = convert_norms(on_meta(lambda: build_model(cfg.model, 7, seed=0)), cfg.norm)
-    logits = model(torch.zeros(2, 3, 32, 32, device="meta"))
+    logits = model(torch.zeros(8, 3, 32, 32, device="meta"))
     if cfg.data.task == "segmentation":
-        assert logits["out"].shape == (2, 7, 32, 32)
+        assert logits["out"].shape == (8, 7, 32, 32)
     else:
-        assert logits.shape == (2, 7)
+        assert logits.shape == (8, 7)
     assert build_optimizer(model, cfg.optim).param_groups
 
 
@@ -83,6 +83,7 @@ def test_every_field_has_a_docstring():
         (["label_smoothing=1"], ["label_smoothing", "below 1"]),
         (["optim.milestones=[0.5,1.5]"], ["optim.milestones", "1.5"]),
         (["norm=gn", "norm.num_groups=4", "norm.channels_per_group=4"], ["norm.num_groups=4", "exclude"]),
+        (["norm=batch_renorm", "norm.r_max_batches=10"], ["norm.r_max_batches=10", "norm.bn_batches=500"]),
         (["model.depth=10"], ["model.depth=10", "8 or 14"]),
         (["optim.nesterov=true", "optim.momentum=0"], ["nesterov", "momentum"]),
     ],
@@ -94,10 +95,12 @@ def test_a_bad_value_is_one_line_that_names_key_value_and_fix(overrides, words):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("override", ["norm=foo", "norm.num_groups=2", "epoch=3", "precision=bf17", "epochs=x"])
+@pytest.mark.parametrize(
+    "override", ["norm=foo", "norm.num_groups=2", "norm=none norm.eps=1", "epoch=3", "precision=bf17", "epochs=x"]
+)
 def test_unknown_keys_and_choices_fail_while_composing(override):
     with pytest.raises(HydraException):
-        typed(override)
+        typed(*override.split())
 
 
 def test_an_experiment_yields_to_the_command_line():
@@ -111,7 +114,8 @@ def test_group_norm_has_8_groups_unless_told():
 
 
 def test_normalization_batch_size_counts_the_samples_that_share_statistics():
-    expected = {"bn": 4, "syncbn": 32, "gn": 1, "ln": 1, "in": 1}
+    expected = dict.fromkeys(SCHEMAS["norm"], 1) | {"bn": 4, "syncbn": 32, "ghost_bn": 8}
+    expected |= {"batch_renorm": 4, "switchable": 4, "batch_instance": 4}
     assert {n: typed(f"norm={n}").norm.normalization_batch_size(4, 8) for n in expected} == expected
     assert typed("norm=syncbn", "norm.sync_group_size=2").norm.normalization_batch_size(4, 8) == 8
 

@@ -25,12 +25,37 @@ class NormConfig(Section):
     name: str = MISSING
     """Which normalization: the name of a file under conf/norm."""
 
-    eps: float = setting(1e-5, above=0)
-    """Added to the variance before the square root."""
+    weight_standardization: bool = False
+    """Standardise the weights of convolutions without bias, too (arXiv:1903.10520)."""
 
     def normalization_batch_size(self, batch_size: int, ranks: int) -> int:
         """Samples that share statistics (NBS), at `batch_size` samples on each of `ranks` logical ranks."""
         return 1
+
+
+@dataclass(kw_only=True)
+class StatisticsConfig(NormConfig):
+    """A norm with statistics of its input."""
+
+    eps: float = setting(1e-5, above=0)
+    """Added to the variance, or to the mean square, before the square root."""
+
+
+@dataclass(kw_only=True)
+class NoNormConfig(NormConfig):
+    """No normalization: gamma and beta of each channel alone."""
+
+    name: str = "none"
+
+
+@dataclass(kw_only=True)
+class FrozenBatchNormConfig(NormConfig):
+    """Frozen BatchNorm: the statistics, gamma and beta that model.init_from has, none of them trained."""
+
+    name: str = "frozen_bn"
+
+    eps: float | None = setting(None, above=0)
+    """Added to the variance before the square root; null: what the model's BatchNorm has."""
 
 
 class RunningStats(Enum):
@@ -42,7 +67,7 @@ class RunningStats(Enum):
 
 
 @dataclass(kw_only=True)
-class BatchNormConfig(NormConfig):
+class BatchNormConfig(StatisticsConfig):
     """BatchNorm: statistics over the samples and pixels of one rank."""
 
     name: str = "bn"
@@ -74,7 +99,66 @@ class SyncBatchNormConfig(BatchNormConfig):
 
 
 @dataclass(kw_only=True)
-class GroupNormConfig(NormConfig):
+class GhostBatchNormConfig(BatchNormConfig):
+    """Ghost BatchNorm: statistics over the samples and pixels of a part of one rank's batch."""
+
+    name: str = "ghost_bn"
+
+    ghost_batch_size: int = setting(8, minimum=1)
+    """Samples that share statistics, a divisor of batch_size."""
+
+    def normalization_batch_size(self, batch_size: int, ranks: int) -> int:
+        return self.ghost_batch_size
+
+
+@dataclass(kw_only=True)
+class BatchRenormConfig(BatchNormConfig):
+    """Batch Renormalization: BatchNorm, corrected towards its running statistics within limits that widen."""
+
+    name: str = "batch_renorm"
+
+    r_max: float = setting(3.0, minimum=1)
+    """Limit of the correction of scale, at the end: r lies in [1 / r_max, r_max]."""
+
+    d_max: float = setting(5.0, minimum=0)
+    """Limit of the correction of the mean, at the end, in running deviations: d lies in [-d_max, d_max]."""
+
+    bn_batches: int = setting(500, minimum=0)
+    """Batches of a rank (micro-batches where accumulate > 1) without correction, as BatchNorm. The defaults of
+    the three lengths are the paper's for momentum 0.01, in units of 1 / momentum."""
+
+    d_max_batches: int = setting(2500, minimum=0)
+    """Batches from the start until d_max is reached, linearly from 0."""
+
+    r_max_batches: int = setting(4000, minimum=0)
+    """Batches from the start until r_max is reached, linearly from 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("d_max_batches", "r_max_batches"):
+            if getattr(self, name) < self.bn_batches:
+                raise ConfigError(
+                    f"norm.{name}={getattr(self, name)} ends before norm.bn_batches={self.bn_batches}; "
+                    f"raise it, or lower norm.bn_batches."
+                )
+
+
+@dataclass(kw_only=True)
+class SwitchableNormConfig(BatchNormConfig):
+    """Switchable Normalization: a learned mixture of the statistics of in, ln and bn."""
+
+    name: str = "switchable"
+
+
+@dataclass(kw_only=True)
+class BatchInstanceNormConfig(BatchNormConfig):
+    """Batch-Instance Normalization: a learned mixture, by channel, of what bn and in give."""
+
+    name: str = "batch_instance"
+
+
+@dataclass(kw_only=True)
+class GroupNormConfig(StatisticsConfig):
     """GroupNorm: statistics over groups of channels and all pixels of each sample."""
 
     name: str = "gn"
@@ -100,14 +184,45 @@ class GroupNormConfig(NormConfig):
 
 
 @dataclass(kw_only=True)
-class LayerNormConfig(NormConfig):
+class LayerNormConfig(StatisticsConfig):
     """LayerNorm on images: statistics over the channels and pixels of each sample."""
 
     name: str = "ln"
 
 
 @dataclass(kw_only=True)
-class InstanceNormConfig(NormConfig):
+class InstanceNormConfig(StatisticsConfig):
     """InstanceNorm: statistics over the pixels of each sample and channel."""
 
     name: str = "in"
+
+
+@dataclass(kw_only=True)
+class ChannelLayerNormConfig(StatisticsConfig):
+    """LayerNorm over channels: statistics over the channels of each sample and pixel."""
+
+    name: str = "ln2d"
+
+
+@dataclass(kw_only=True)
+class RmsNormConfig(StatisticsConfig):
+    """RMSNorm over channels: the mean square over the channels of each sample and pixel."""
+
+    name: str = "rms"
+
+
+@dataclass(kw_only=True)
+class FilterResponseNormConfig(StatisticsConfig):
+    """Filter Response Normalization with TLU, which takes the place of the activation."""
+
+    name: str = "frn"
+
+    eps: float = setting(1e-6, above=0)
+    """Added to the mean square before the square root."""
+
+
+@dataclass(kw_only=True)
+class EvoNormS0Config(GroupNormConfig):
+    """EvoNorm-S0: a norm and an activation in one, over groups of channels."""
+
+    name: str = "evonorm_s0"

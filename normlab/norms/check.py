@@ -5,10 +5,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from normlab.config import ConfigError, GroupNormConfig, NormConfig, SyncBatchNormConfig
+from normlab.config import (
+    ConfigError,
+    GhostBatchNormConfig,
+    GroupNormConfig,
+    NormConfig,
+    SyncBatchNormConfig,
+)
+from normlab.norms.activations import find_activations
+from normlab.norms.builders import num_groups
 from normlab.norms.convert import norm_layers
-from normlab.norms.registry import find_norm, num_groups
-from normlab.norms.sync_groups import check_sync_group_size
+from normlab.norms.registry import find_norm
+from normlab.norms.sync_groups import check_sync_group_size, divisors
+from normlab.norms.weight_standardization import standardised_convolutions
 
 
 def check_norms(
@@ -19,7 +28,8 @@ def check_norms(
     norm: NormConfig,
     virtual_ranks: int = 1,
 ) -> None:
-    """Refuse a norm that cannot train in `model`: groups that do not divide, statistics of a single value.
+    """Refuse a norm that cannot train in `model`: groups that do not divide, statistics of a single value,
+    activations that cannot be replaced.
 
     The model is still built with BatchNorm, best on the meta device: one eval-mode forward tells the shape of
     each layer's input. It is left as it was. No process group is needed.
@@ -34,8 +44,17 @@ def check_norms(
     if isinstance(norm, GroupNormConfig):
         for name, layer in layers.items():
             num_groups(layer.num_features, norm, name)
+    if isinstance(norm, GhostBatchNormConfig) and batch_size % norm.ghost_batch_size:
+        raise ConfigError(
+            f"norm.ghost_batch_size={norm.ghost_batch_size} does not divide batch_size={batch_size}; "
+            f"choose one of {divisors(batch_size)}."
+        )
+    if entry.linear:
+        find_activations(model, layers)
+    if norm.weight_standardization:
+        standardised_convolutions(model)
     for name, shape in input_shapes(model, layers, (batch_size, *image_shape)):
-        if entry.values(shape, norm, ranks) < 2:
+        if entry.values is not None and entry.values(shape, norm, ranks) < 2:
             pixels = "x".join(map(str, shape[2:])) or "1"
             where = f"batch_size={batch_size} on {ranks} rank{'s' * (ranks > 1)}"
             raise ConfigError(

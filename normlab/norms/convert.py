@@ -7,15 +7,18 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normlab.config import ConfigError, NormConfig
+from normlab.norms.activations import Activations, find_activations
 from normlab.norms.registry import find_norm
 from normlab.norms.replace import (
     BATCH_NORMS,
     find_batch_norms,
+    fused_activation,
     fused_batch_norms,
     refuse_hooks,
     replace_layers,
     take_over_activation,
 )
+from normlab.norms.weight_standardization import standardised_convolutions
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,13 @@ def convert_norms(
 ) -> nn.Module:
     """`model` with every BatchNorm1d, 2d and 3d in it as the configured norm; other layers stay as they are.
 
-    Affine Parameters stay the same objects, so values, dtype, device and requires_grad carry over; so do the
-    training flag, and the running statistics where the norm has them. A layer that stands at several places
-    is converted once. timm's BatchNormAct2d is a BatchNorm2d, whose activation and dropout move to the new
-    layer under the same names. Works on the meta device. Where anything is refused, nothing has been changed.
+    Affine Parameters stay the same objects, so values, dtype, device and requires_grad carry over (frozen_bn
+    makes buffers of them); so do the training flag, and the running statistics where the norm has them. A
+    layer that stands at several places is converted once. timm's BatchNormAct2d is a BatchNorm2d, whose
+    activation and dropout move to the new layer under the same names. Works on the meta device. Where
+    anything is refused, nothing has been changed.
+    A norm that is an activation as well (frn, evonorm_s0) takes away the one that follows; where none does,
+    its linear form stands. See normlab.norms.activations.
     `virtual_ranks` above 1: the samples of a batch are those of so many ranks, sample i of rank
     i % virtual_ranks, and each norm treats them as those ranks would.
     `report` is filled with a row for each norm layer, those that are no BatchNorm included.
@@ -52,19 +58,28 @@ def convert_norms(
 
     Collective for norm=syncbn in a process group: every rank must call.
     Raises: ConfigError on an unknown norm, a model without BatchNorm, a layer of another subclass of
-    BatchNorm or with hooks, groups that do not divide a layer's channels.
+    BatchNorm or with hooks, groups that do not divide a layer's channels, activations that cannot be known.
     """
-    builder = find_norm(norm.name).builder
+    entry = find_norm(norm.name)
     layers = norm_layers(model)
     if norm.name != "bn" or virtual_ranks > 1:  # else the layers are kept
         refuse_hooks(layers, ConfigError)
-    build = builder(norm, virtual_ranks)
-    replacements: dict[nn.Module, nn.Module] = {
-        layer: take_over_activation(build(layer, name), layer) for name, layer in layers.items()
-    }
+    followers = find_activations(model, layers) if entry.linear else Activations({})
+    convolutions = standardised_convolutions(model) if norm.weight_standardization else {}
+    build = entry.builder(norm, virtual_ranks)
+    linear = entry.linear(norm, virtual_ranks) if entry.linear else build
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, layer in layers.items():
+        replaced = followers.of_norm.get(name) is not None
+        new = (build if replaced or not entry.linear else linear)(layer, name)
+        replacements[layer] = take_over_activation(new, layer, replaced=replaced)
     if report is not None:
-        report += [_row(name, layer, replacements.get(layer)) for name, layer in _all_norms(model).items()]
-    return replace_layers(model, replacements)
+        report += [
+            _row(name, layer, replacements.get(layer), followers.of_norm.get(name))
+            for name, layer in _all_norms(model).items()
+        ]
+    followers.remove(model)
+    return replace_layers(model, replacements | convolutions)
 
 
 def norm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -100,11 +115,10 @@ def _all_norms(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _row(name: str, layer: nn.Module, new: nn.Module | None) -> NormLayer:
-    activation = getattr(layer, "act", None)
-    was = type(layer).__name__ + (
-        f" + {type(activation).__name__}" if isinstance(layer, _BatchNorm) and activation else ""
-    )
+def _row(name: str, layer: nn.Module, new: nn.Module | None, replaced: str | None) -> NormLayer:
+    fused = fused_activation(layer) if isinstance(layer, _BatchNorm) else None
+    activation = replaced or (type(fused).__name__ if fused else None)
+    was = type(layer).__name__ + (f" + {activation}" if activation else "")
     channels = next((getattr(layer, k) for k in ("num_features", "num_channels") if hasattr(layer, k)), None)
     now = "left alone" if new is None else type(new).__name__
     return NormLayer(name, was, now, channels, getattr(new, "num_groups", None))

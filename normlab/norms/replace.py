@@ -66,8 +66,15 @@ def replace_layers(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]
 
 
 def take_over(new: nn.Module, old: _BatchNorm) -> nn.Module:
-    """`new` with the Parameter objects of `old` (so dtype, device, requires_grad) and its training flag."""
+    """`new` with the Parameter objects of `old` (so dtype, device, requires_grad) and its training flag.
+
+    Parameters that only `new` has go to that device and dtype.
+    """
     new.weight, new.bias = old.weight, old.bias
+    like = old.weight if old.weight is not None else old.running_mean
+    for name, parameter in new.named_parameters():
+        if like is not None and name not in ("weight", "bias"):
+            setattr(new, name, nn.Parameter(parameter.detach().to(like.device, like.dtype)))
     new.training = old.training
     return new
 
@@ -78,10 +85,19 @@ def fused_batch_norms() -> tuple[type[_BatchNorm], ...]:
     return (timm_layers.BatchNormAct2d,) if timm_layers is not None else ()
 
 
-def take_over_activation(new: nn.Module, old: nn.Module) -> nn.Module:
-    """`new`, followed by the dropout and activation that `old` holds (where it does), under their names."""
+def fused_activation(layer: nn.Module) -> nn.Module | None:
+    """The activation that a layer of timm's holds; None where it has none."""
+    activation = getattr(layer, "act", None)
+    return None if isinstance(activation, nn.Identity) else activation
+
+
+def take_over_activation(new: nn.Module, old: nn.Module, *, replaced: bool = False) -> nn.Module:
+    """`new`, followed by the dropout and activation that `old` holds (where it does), under their names.
+
+    `replaced`: the activation is part of `new` already.
+    """
     if new is not old and isinstance(getattr(old, "act", None), nn.Module):
-        new.drop, new.act = old.drop, old.act
+        new.drop, new.act = old.drop, nn.Identity() if replaced else old.act
         new.register_forward_hook(_drop_and_activate)
     return new
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normlab.distributed import Ranks
+from normlab.norms.grouped_batch_norm import batch_norm_by_group
+from normlab.norms.mixed_norms import MixedNorm
 from normlab.norms.replace import take_over_activation
-from normlab.norms.virtual_batch_norm import batch_norm_by_group
 
 
 def tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -103,7 +104,8 @@ def precise_statistics(
     """(N,), (N,): mean and unbiased variance of what each layer sees of all ranks' `batches`, in train mode.
 
     Each layer normalises chunks of `chunk_size` samples by themselves (the run's NBS, so that later layers see
-    what they saw in training); over chunks and ranks the law of total variance. A batch may hold several
+    what they saw in training; BatchRenorm does so as BatchNorm, without the running statistics that are being
+    replaced); over chunks and ranks the law of total variance. A batch may hold several
     chunks: of k, sample i is in chunk i % k. Parameters are shared with a copy of the model; its buffers are not.
     Collective: every rank must call, with its own batches, of which there may be none.
     Source: Wu & Johnson 2021, arXiv:2105.07576, section 3 (PreciseBN).
@@ -126,22 +128,29 @@ def precise_statistics(
 
 
 class _ChunkObserver(nn.Module):
-    """BatchNorm of each chunk by itself, that adds up each channel's values, and their squares, in float64."""
+    """A layer on each chunk by itself, that adds up each channel's values, and their squares, in float64."""
 
     def __init__(self, layer: _BatchNorm, chunk_size: int) -> None:
         super().__init__()
-        self.weight, self.bias, self.eps, self.chunk_size = layer.weight, layer.bias, layer.eps, chunk_size
+        self.layer, self.chunk_size = layer, chunk_size
         like = layer.get_buffer("running_mean")
         self.sums_3C = torch.zeros(3, layer.num_features, dtype=torch.float64, device=like.device)
         self.dtype = like.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         chunks = len(x) // self.chunk_size
-        mean_KC, var_KC = torch.zeros(2, chunks, x.shape[1], dtype=self.dtype, device=x.device)
-        y = batch_norm_by_group(x, chunks, 1, mean_KC, var_KC, self.weight, self.bias, 1.0, self.eps)
         values = x.numel() // (chunks * x.shape[1])  # of a channel in a chunk
-        mean_KC, biased_KC = mean_KC.double(), var_KC.double() * ((values - 1) / values)
+        y, mean_KC, biased_KC = self._normalised(x, chunks, values)
         self.sums_3C[0] += values * chunks
-        self.sums_3C[1] += values * mean_KC.sum(0)
-        self.sums_3C[2] += values * (biased_KC + mean_KC.square()).sum(0)
+        self.sums_3C[1] += values * mean_KC.double().sum(0)
+        self.sums_3C[2] += values * (biased_KC.double() + mean_KC.double().square()).sum(0)
         return y
+
+    def _normalised(self, x: Tensor, chunks: int, values: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(y, mean of each chunk (K, C), biased variance (K, C))."""
+        layer = self.layer
+        if isinstance(layer, MixedNorm):
+            return layer.by_group(x, chunks)
+        mean_KC, var_KC = torch.zeros(2, chunks, x.shape[1], dtype=self.dtype, device=x.device)
+        y = batch_norm_by_group(x, chunks, 1, mean_KC, var_KC, layer.weight, layer.bias, 1.0, layer.eps)
+        return y, mean_KC, var_KC.double() * ((values - 1) / values)

@@ -11,6 +11,8 @@ from normlab.models.by_name import torchvision_model, without_dropout
 from normlab.norms import VirtualBatchNorm, check_norms, convert_norms, format_report
 from normlab.norms.replace import BATCH_NORMS
 from normlab.norms.running_stats import precise_statistics, tracking_layers
+from tests.norms import configs
+from tests.norms.configs import ACTIVATING
 
 CLASSIFICATION = torchvision.models.list_models(module=torchvision.models)
 SEGMENTATION = torchvision.models.list_models(module=torchvision.models.segmentation)
@@ -47,8 +49,8 @@ def torchvision_net(name):
 
 
 def config(norm):
-    nearest = {"nondivisible": Nondivisible.nearest} if norm == "gn" else {}
-    return SCHEMAS["norm"][norm](**nearest)
+    nearest = {"nondivisible": Nondivisible.nearest} if norm in ("gn", "evonorm_s0") else {}
+    return configs.config(norm, **nearest)
 
 
 def assert_all_converted(net, norm, report):
@@ -83,17 +85,34 @@ def train_once(net, size):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
-@pytest.mark.parametrize("norm", SCHEMAS["norm"])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_small_model_of_each_family_trains_with_every_norm(name, norm):
+FIVE = ["bn", "syncbn", "gn", "ln", "in"]
+OTHERS = [norm for norm in SCHEMAS["norm"] if norm not in FIVE]
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [(name, norm) for name in FAMILIES for norm in FIVE] + [("resnet18", norm) for norm in OTHERS],
+)
+def test_a_small_model_of_each_family_trains(name, norm):
     train_once(convert_norms(torchvision_net(name), config(norm)), FAMILIES[name])
+
+
+@pytest.mark.parametrize("norm", OTHERS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_small_model_of_each_family_has_a_forward_with_every_other_norm(name, norm):
+    net, report = on_meta(lambda: torchvision_net(name)), []
+    batch_norms = [key for key, layer in net.named_modules() if isinstance(layer, BATCH_NORMS)]
+    convert_norms(net, config(norm), report=report)
+    assert_all_converted(net, norm, report)
+    assert len(batch_norms) == sum(row.was.startswith("BatchNorm") for row in report)
+    net.train()(torch.zeros(4, 3, FAMILIES[name], FAMILIES[name], device="meta"))
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("norm", SCHEMAS["norm"])
-@pytest.mark.parametrize("name", SLOWER_FAMILIES)
-def test_a_slower_model_of_each_family_trains_with_every_norm(name, norm):
-    train_once(convert_norms(torchvision_net(name), config(norm)), SLOWER_FAMILIES[name])
+@pytest.mark.parametrize("name", FAMILIES | SLOWER_FAMILIES)
+def test_every_family_trains_with_every_norm(name, norm):
+    train_once(convert_norms(torchvision_net(name), config(norm)), (FAMILIES | SLOWER_FAMILIES)[name])
 
 
 def test_a_pooled_branch_has_one_value_per_instance_and_that_is_refused():
@@ -143,17 +162,20 @@ def fused(timm, **options):
 def test_timms_fused_layer_keeps_its_activation_and_its_names(timm, norm, virtual_ranks):
     layer = fused(timm)
     names = set(layer.state_dict())
-    cfg = SCHEMAS["norm"][norm](**({"num_groups": 3} if norm == "gn" else {}))
+    cfg = configs.config(norm, **({"num_groups": 3} if norm in ("gn", "evonorm_s0") else {}))
     plain = nn.BatchNorm2d(6)
     plain.weight, plain.bias = layer.weight, layer.bias
-    expected = convert_norms(plain, cfg, virtual_ranks)
+    activate = nn.Identity() if norm in ACTIVATING else layer.act  # part of the norm
+    expected = convert_norms(nn.Sequential(plain, nn.ReLU()), cfg, virtual_ranks)[0]
     report = []
     net = convert_norms(nn.Sequential(layer), cfg, virtual_ranks, report)
     x = torch.randn(4, 6, 3, 3)
-    torch.testing.assert_close(net(x), layer.act(expected(x)))
-    torch.testing.assert_close(net.eval()(x), layer.act(expected.eval()(x)))
-    assert {key.removeprefix("0.") for key in net.state_dict()} <= names
-    assert {"0.weight", "0.bias", "0.act.weight"} <= set(net.state_dict())
+    torch.testing.assert_close(net(x), activate(expected(x)))
+    torch.testing.assert_close(net.eval()(x), activate(expected.eval()(x)))
+    if norm in FIVE:
+        assert {key.removeprefix("0.") for key in net.state_dict()} <= names
+    assert {"0.weight", "0.bias"} <= set(net.state_dict())
+    assert ("0.act.weight" in net.state_dict()) == (norm not in ACTIVATING)
     assert report[0].was == "BatchNormAct2d + PReLU"
     if norm != "bn":
         with pytest.raises(ConfigError, match=r"no BatchNorm|convert that layer before"):
@@ -181,7 +203,7 @@ def test_what_timm_fuses_beyond_that_is_refused_by_name(timm):
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "efficientvit_m0", "ghostnet_050"])
-@pytest.mark.parametrize("norm", ["syncbn", "gn", "ln"])
+@pytest.mark.parametrize("norm", ["syncbn", "gn", "evonorm_s0"])
 def test_models_of_timm_train(timm, name, norm):
     net = build_model(TimmConfig(name=name), 5, seed=0)
     report = []

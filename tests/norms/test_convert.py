@@ -17,7 +17,18 @@ from normlab.config import (
     SyncBatchNormConfig,
 )
 from normlab.norms import NORMS, SyncBatchNorm, convert_norms
-from normlab.norms.registry import num_groups
+from normlab.norms.batch_renorm import BatchRenorm
+from normlab.norms.builders import num_groups
+from normlab.norms.frozen_batch_norm import FrozenBatchNorm
+from normlab.norms.ghost_batch_norm import GhostBatchNorm
+from normlab.norms.mixed_norms import BatchInstanceNorm, SwitchableNorm
+from normlab.norms.sample_norms import (
+    ChannelAffine,
+    ChannelLayerNorm,
+    ChannelRmsNorm,
+    FilterResponseNorm,
+)
+from tests.norms.configs import config
 
 LAYERS = {
     "bn": nn.BatchNorm2d,
@@ -25,11 +36,20 @@ LAYERS = {
     "gn": nn.GroupNorm,
     "ln": nn.GroupNorm,
     "in": nn.InstanceNorm2d,
+    "ghost_bn": GhostBatchNorm,
+    "batch_renorm": BatchRenorm,
+    "switchable": SwitchableNorm,
+    "batch_instance": BatchInstanceNorm,
+    "ln2d": ChannelLayerNorm,
+    "rms": ChannelRmsNorm,
+    "none": ChannelAffine,
 }
+"""Where no activation follows: then frn is FilterResponseNorm and evonorm_s0 is ChannelAffine."""
+LINEAR = LAYERS | {"frn": FilterResponseNorm, "evonorm_s0": ChannelAffine}
 
 
 def test_every_norm_of_the_config_is_registered_and_documented():
-    assert NORMS.keys() == SCHEMAS["norm"].keys() == LAYERS.keys()
+    assert NORMS.keys() == SCHEMAS["norm"].keys() == {*LINEAR, "frozen_bn"}
     for norm in NORMS.values():
         assert norm.builder.__doc__
 
@@ -41,36 +61,38 @@ def test_resnet18_on_the_meta_device_keeps_names_and_parameters(name):
     before = {key: layer for key, layer in net.named_modules() if isinstance(layer, nn.BatchNorm2d)}
     others = {key: layer for key, layer in net.named_modules() if not isinstance(layer, nn.BatchNorm2d)}
     parameters = dict(net.named_parameters())
-    assert convert_norms(net, SCHEMAS["norm"][name](eps=1e-3)) is net
-    assert [p is parameters[key] for key, p in net.named_parameters()] == [True] * len(parameters)
+    assert convert_norms(net, config(name, eps=1e-3)) is net
+    assert all(net.get_parameter(key) is p for key, p in parameters.items())
     after = dict(net.named_modules())
     assert after.keys() == before.keys() | others.keys()
     assert all(after[key] is layer for key, layer in others.items())
     assert len(before) == 20
     for key, layer in before.items():
         assert type(after[key]) is LAYERS[name]
-        assert after[key].eps == 1e-3
+        assert name == "none" or after[key].eps == 1e-3
         groups = {"gn": 8, "ln": 1}.get(name)
         assert getattr(after[key], "num_groups", None) == groups
-        if name in ("bn", "syncbn"):
+        if NORMS[name].needs_batch:
             assert after[key].running_var is layer.running_var
     assert net(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, 1000)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", LINEAR)
 def test_affine_weights_dtype_gradient_and_training_flag_carry_over(name):
     net = nn.Sequential(nn.BatchNorm2d(8, dtype=torch.float64), nn.BatchNorm2d(8, affine=False)).eval()
     nn.init.normal_(net[0].weight).requires_grad_(False)
     weight, bias = net[0].weight, net[0].bias
-    convert_norms(net, SCHEMAS["norm"][name]())
+    convert_norms(net, config(name))
     assert net[0].weight is weight
     assert net[0].bias is bias
+    others = [p for key, p in net[0].named_parameters() if key not in ("weight", "bias")]
+    assert all(p.dtype == torch.float64 and p.requires_grad for p in others)
     assert not net[0].training
     assert net[1].weight is None
     net = net.train()
     assert net[0](torch.randn(2, 8, 3, 3, dtype=torch.float64)).dtype == torch.float64
     assert net[1](torch.randn(2, 8, 3, 3)).isfinite().all()
-    biasless = convert_norms(nn.BatchNorm2d(8, bias=False), SCHEMAS["norm"][name]())
+    biasless = convert_norms(nn.BatchNorm2d(8, bias=False), config(name))
     assert biasless.bias is None
     assert biasless(torch.randn(2, 8, 3, 3)).shape == (2, 8, 3, 3)
 
@@ -79,6 +101,22 @@ def test_affine_weights_dtype_gradient_and_training_flag_carry_over(name):
 def test_eps_and_momentum_are_the_configs(norm):
     layer = convert_norms(nn.BatchNorm2d(8, eps=1, momentum=0.9), norm(eps=1e-4, momentum=None))
     assert (layer.eps, layer.momentum) == (1e-4, None)
+
+
+def test_frozen_bn_makes_buffers_of_what_the_batch_norm_has():
+    net = nn.Sequential(nn.BatchNorm2d(8, eps=1e-3, dtype=torch.float64), nn.BatchNorm1d(8), nn.ReLU())
+    state = {key: nn.init.uniform_(t) for key, t in net.state_dict().items() if "num_batches" not in key}
+    convert_norms(net, config("frozen_bn"))
+    assert [type(layer) for layer in net] == [FrozenBatchNorm, FrozenBatchNorm, nn.ReLU]
+    assert (net[0].eps, net[1].eps) == (1e-3, 1e-5)
+    assert not list(net.parameters())
+    assert {key: t.data_ptr() for key, t in net.state_dict().items()} == {
+        key: t.data_ptr() for key, t in state.items()
+    }
+    assert convert_norms(nn.BatchNorm2d(8), config("frozen_bn", eps=0.1)).eps == 0.1
+    assert convert_norms(nn.BatchNorm2d(8, affine=False), config("frozen_bn"))(torch.zeros(1, 8, 1, 1)).sum() == 0
+    with pytest.raises(ConfigError, match=r"norm=frozen_bn cannot freeze layer 0 .*no running statistics"):
+        convert_norms(nn.Sequential(nn.BatchNorm2d(8, track_running_stats=False)), config("frozen_bn"))
 
 
 def test_a_model_may_be_a_norm_and_share_one_at_several_places():
@@ -125,7 +163,7 @@ def test_another_subclass_is_refused_by_name_and_nothing_is_changed(layer, word,
     net = nn.Sequential(nn.BatchNorm2d(8), nn.Sequential(layer))
     first = net[0]
     with pytest.raises(ConfigError, match=rf"layer 1\.0 \({word}\).*convert that layer before"):
-        convert_norms(net, SCHEMAS["norm"][name](eps=0.5))
+        convert_norms(net, config(name, eps=0.5))
     assert net[0] is first
     assert first.eps == 1e-5
 
@@ -141,7 +179,7 @@ def test_hooks_are_refused_where_the_layer_is_replaced():
 def test_a_model_without_batch_norm_and_an_unknown_norm_are_errors():
     with pytest.raises(ConfigError, match="Linear has no BatchNorm"):
         convert_norms(nn.Linear(2, 2), LayerNormConfig())
-    with pytest.raises(ConfigError, match="norm=ghost is unknown; choose one of bn, syncbn, gn, ln, in"):
+    with pytest.raises(ConfigError, match=r"norm=ghost is unknown; choose one of bn, syncbn, .*gn, ln, in, "):
         convert_norms(nn.BatchNorm2d(8), NormConfig(name="ghost"))
 
 

@@ -1,0 +1,79 @@
+"""BatchNorm that trains with nearly what it evaluates with."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normlab.norms.grouped_batch_norm import GroupedBatchNorm, batch_norm_by_group, group_moments
+
+
+class BatchRenorm(GroupedBatchNorm):
+    """BatchNorm corrected towards its running statistics, within limits.
+
+        y = ((x - mean_c) / std_c * r_c + d_c) * gamma_c + beta_c,   mean, std = sqrt(var + eps) over B, H, W
+        r = clip(std / running_std, 1 / r_max, r_max),   d = clip((mean - running_mean) / running_std, ±d_max)
+
+    Where nothing is clipped that is (x - running_mean) / running_std, as in evaluation. No gradient flows
+    through r and d; the running statistics in them are those of the batches before.
+    The limits widen from those of BatchNorm (r = 1, d = 0): the first `bn_batches` forwards have none, then
+    d's grows linearly to d_max until `d_max_batches`, and r's to r_max until `r_max_batches`. What is counted
+    is num_batches_tracked, a buffer, so a resumed run goes on where it was.
+
+    Shape: (B*V, C, ...) -> (B*V, C, ...), 2 to 5 axes. NBS: batch_size.
+    Train: as above; running statistics move as BatchNorm's, with the unbiased variance. (The paper moves
+    the deviation; here it is the variance, so that a policy can pool it over ranks.)
+    Eval: running statistics, as BatchNorm. Batch 1: as BatchNorm, two values per channel at least.
+    Virtual ranks: each is corrected towards its own row of running statistics (V, C).
+    Raises: ValueError where V does not divide the samples, or a rank has one value per channel.
+    Source: Ioffe 2017, arXiv:1702.03275, algorithm 1 and section 4.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        virtual_ranks: int = 1,
+        r_max: float = 3.0,
+        d_max: float = 5.0,
+        bn_batches: int = 500,
+        d_max_batches: int = 2500,
+        r_max_batches: int = 4000,
+        *args: Any,
+        **settings: Any,
+    ) -> None:
+        super().__init__(num_features, virtual_ranks, *args, **settings)
+        self.r_max, self.d_max, self.bn_batches = r_max, d_max, bn_batches
+        self.d_max_batches, self.r_max_batches = d_max_batches, r_max_batches
+
+    def limits(self, batches: Tensor) -> tuple[Tensor, Tensor]:
+        """(limit of r, limit of d) for a forward after so many `batches`; 0-d tensors, as is `batches`."""
+
+        def grown(end: int) -> Tensor:
+            # The step from bn_batches on, 1 from `end` on: with both at 0, 1 from the first batch.
+            return ((batches - self.bn_batches + 1) / (end - self.bn_batches + 1)).clamp(0, 1)
+
+        return 1 + (self.r_max - 1) * grown(self.r_max_batches), self.d_max * grown(self.d_max_batches)
+
+    def from_batch(self, x: Tensor, momentum: float) -> Tensor:
+        if len(x) % self.groups:
+            raise ValueError(f"a batch of {len(x)} samples cannot be split over {self.groups} virtual ranks")
+        weight: Tensor | None = self.weight
+        bias: Tensor | None = self.bias
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            with torch.no_grad():
+                mean_GC, var_GC = group_moments(x, self.groups)
+                r_limit, d_limit = self.limits(self.num_batches_tracked - 1)  # of the batches before this one
+                running_std = (self.running_var + self.eps).sqrt()
+                shape = running_std.shape
+                r = ((var_GC + self.eps).sqrt().view(shape) / running_std).clamp(1 / r_limit, r_limit)
+                d = ((mean_GC.view(shape) - self.running_mean) / running_std).clamp(-d_limit, d_limit)
+                values = x.numel() // mean_GC.numel()
+                self.move_running(mean_GC, var_GC * (values / max(values - 1, 1)), momentum)
+            weight = r if self.weight is None else r * self.weight
+            shift = d if self.weight is None else d * self.weight
+            bias = shift if self.bias is None else shift + self.bias
+        return batch_norm_by_group(x, self.groups, 1, None, None, weight, bias, 0.0, self.eps)
+
+    def extra_repr(self) -> str:
+        limits = f"r_max={self.r_max:g}, d_max={self.d_max:g}, virtual_ranks={self.groups}"
+        return f"{super().extra_repr()}, {limits}"

@@ -1,0 +1,51 @@
+"""BatchNorm over parts of a rank's batch."""
+
+from typing import Any
+
+from torch import Tensor
+
+from normlab.norms.grouped_batch_norm import GroupedBatchNorm, batch_norm_by_group
+
+
+class GhostBatchNorm(GroupedBatchNorm):
+    """BatchNorm over the samples and pixels of each ghost batch, a part of one rank's batch.
+
+        y = (x - mean_gc) / sqrt(var_gc + eps) * gamma_c + beta_c,   mean, var over samples, H, W of part g
+
+    A ghost batch is to a rank what a rank is to a process: a rank's K = batch / ghost_batch_size parts are
+    dealt like cards, its sample j to part j % K, and normalised like virtual ranks.
+
+    Shape: (B*V, C, ...) -> (B*V, C, ...), 2 to 5 axes. NBS: ghost_batch_size.
+    Train: the biased variance normalises. A rank has one set of running statistics, which moves once a batch,
+    by the mean over its parts of their means and unbiased variances; so `momentum` is per batch and means
+    the same at every ghost_batch_size. (The paper moves it once for each part, K times as fast.)
+    Eval: running statistics, as BatchNorm; any number of samples. At batch 1: ghost_batch_size=1, as BatchNorm.
+    Virtual ranks: V ranks of K parts each; running statistics (V, C).
+    Raises: ValueError where ghost_batch_size does not divide a rank's samples, or a part has one value per
+    channel.
+    Source: Hoffer et al. 2017, arXiv:1705.08741, algorithm 1.
+    """
+
+    def __init__(
+        self, num_features: int, ghost_batch_size: int, virtual_ranks: int = 1, *args: Any, **settings: Any
+    ) -> None:
+        super().__init__(num_features, virtual_ranks, *args, **settings)
+        self.ghost_batch_size = ghost_batch_size
+
+    def from_batch(self, x: Tensor, momentum: float) -> Tensor:
+        parts, rest = divmod(len(x), self.groups * self.ghost_batch_size)
+        if rest:
+            raise ValueError(
+                f"a batch of {len(x)} samples on {self.groups} virtual ranks cannot be split into parts of "
+                f"{self.ghost_batch_size}"
+            )
+        # Moved by 1, running statistics are those of the batch.
+        like = x if self.running_mean is None else self.running_mean
+        mean, var = like.new_zeros(2, parts * self.groups, self.num_features)
+        y = batch_norm_by_group(x, parts * self.groups, 1, mean, var, self.weight, self.bias, 1.0, self.eps)
+        shape = (parts, self.groups, self.num_features)
+        self.move_running(mean.view(shape).mean(0), var.view(shape).mean(0), momentum)
+        return y
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, ghost_batch_size={self.ghost_batch_size}, virtual_ranks={self.groups}"

@@ -1,0 +1,92 @@
+"""Convolutions whose weights are standardised, beside any norm."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normlab.config import ConfigError
+
+EPS = 1e-5
+"""Added to the variance of a filter's weights."""
+
+
+def standardise(weight: Tensor) -> Tensor:
+    """Each filter of (C_out, C_in / groups, ...) with mean 0 and, but for EPS, variance 1.
+
+        w = (weight - mean_o) / sqrt(var_o + EPS),   mean, biased var over all axes but the first
+
+    In float32 at least.
+    """
+    wide = weight.float() if weight.dtype in (torch.bfloat16, torch.float16) else weight
+    var_O, mean_O = torch.var_mean(wide, list(range(1, weight.dim())), correction=0, keepdim=True)
+    return (wide - mean_O) * (var_O + EPS).rsqrt()
+
+
+class StandardisedConv(nn.modules.conv._ConvNd):
+    """Mixin: a convolution with its weight standardised. Its parameters, and their names, are the same.
+
+    Train and eval are identical.
+    Source: Qiao et al. 2019, arXiv:1903.10520, section 3.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input, standardise(weight), bias)
+
+
+class StandardisedConv1d(StandardisedConv, nn.Conv1d):
+    pass
+
+
+class StandardisedConv2d(StandardisedConv, nn.Conv2d):
+    pass
+
+
+class StandardisedConv3d(StandardisedConv, nn.Conv3d):
+    pass
+
+
+_KINDS: dict[type[nn.Module], Any] = {
+    nn.Conv1d: StandardisedConv1d,
+    nn.Conv2d: StandardisedConv2d,
+    nn.Conv3d: StandardisedConv3d,
+}
+
+
+def standardised_convolutions(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    """What takes the place of each convolution of `model` that has no bias and filters of several weights.
+
+    No bias is how models mark a convolution whose output is normalised: gates, prediction layers and others
+    with one stay as they are. Exact types only; Parameter objects and settings carry over.
+    Raises: ConfigError where there is none.
+    """
+    found: dict[nn.Module, nn.Module] = {}
+    for layer in model.modules():
+        if type(layer) not in _KINDS:
+            continue
+        assert isinstance(layer, nn.modules.conv._ConvNd)
+        if layer.bias is None and layer.weight[0].numel() > 1:
+            found[layer] = _standardised(layer)
+    if not found:
+        raise ConfigError(
+            f"norm.weight_standardization=true, but {type(model).__name__} has no convolution without a bias; "
+            "choose another model, or false."
+        )
+    return found
+
+
+def _standardised(layer: nn.modules.conv._ConvNd) -> nn.Module:
+    new = _KINDS[type(layer)](
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+        bias=False,
+        padding_mode=layer.padding_mode,
+        device="meta",  # nothing to allocate: the weight is taken over
+    )
+    new.weight = layer.weight
+    return new.train(layer.training)
