@@ -50,7 +50,7 @@ class BatchRenorm(GroupedBatchNorm):
 
         def grown(end: int) -> Tensor:
             # The step from bn_batches on, 1 from `end` on: with both at 0, 1 from the first batch.
-            return ((batches - self.bn_batches + 1) / (end - self.bn_batches + 1)).clamp(0, 1)
+            return ((batches.double() - self.bn_batches + 1) / (end - self.bn_batches + 1)).clamp(0, 1)
 
         return 1 + (self.r_max - 1) * grown(self.r_max_batches), self.d_max * grown(self.d_max_batches)
 
