@@ -90,7 +90,20 @@ class _Call:
         return self.target if isinstance(self.target, nn.Module) else None
 
 
-class _Tracer(fx.Tracer):
+class _OneForward(fx.Tracer):
+    """Goes into no other module, but for a slice of a Sequential: that stands nowhere, and its parts do."""
+
+    def stands(self, m: nn.Module) -> bool:
+        return m in self.submodule_paths if self.submodule_paths else True
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        return super().path_of_module(mod) if self.stands(mod) else ""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return self.stands(m)
+
+
+class _WholeModel(_OneForward):
     """Goes into modules that hold a norm of the conversion, and into containers; notes whose call it is."""
 
     def __init__(self, norms: set[nn.Module]) -> None:
@@ -102,12 +115,8 @@ class _Tracer(fx.Tracer):
             return True
         return type(m) is not nn.Sequential and self.norms.isdisjoint(m.modules())
 
-    def path_of_module(self, mod: nn.Module) -> str:
-        # A slice of a Sequential is one that stands nowhere; its parts do.
-        return "" if type(mod) is nn.Sequential else super().path_of_module(mod)
-
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        if self.is_leaf_module(m, ""):
+        if self.is_leaf_module(m, "") or not self.stands(m):
             return super().call_module(m, forward, args, kwargs)
         self.owners.append(m)
         try:
@@ -140,7 +149,7 @@ def _traced(tracer: fx.Tracer, module: nn.Module) -> fx.Graph:
 
 def _trace(model: nn.Module, norms: set[nn.Module]) -> list[_Call]:
     """All calls, in order."""
-    tracer = _Tracer(norms)
+    tracer = _WholeModel(norms)
     graph = _traced(tracer, model)
     calls = {node: _Call(tracer.owner_of[node], _target(node, model)) for node in graph.nodes}
     for node, call in calls.items():
@@ -195,13 +204,6 @@ def _cannot(name: str, layer: nn.Module, problem: str) -> ConfigError:
 
 
 # --- a forward without some of its calls ----------------------------------------------------------------
-
-
-class _OneForward(fx.Tracer):
-    """Goes into no other module."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
 
 
 def _without_calls(owner: nn.Module, calls: list[_Call], doomed: set[_Call]) -> type[nn.Module]:

@@ -82,13 +82,7 @@ def sync_batch_norm(norm: SyncBatchNormConfig, virtual_ranks: int) -> Build:
 
 
 def ghost_batch_norm(norm: GhostBatchNormConfig, virtual_ranks: int) -> Build:
-    """Ghost BatchNorm: each part of a rank's batch, of `ghost_batch_size` samples, by itself.
-
-        y = (x - mean_gc) / sqrt(var_gc + eps) * gamma_c + beta_c,   mean, var over samples, H, W of part g
-
-    Train, eval and running statistics: normlab.norms.ghost_batch_norm.GhostBatchNorm.
-    Source: Hoffer et al. 2017, arXiv:1705.08741, algorithm 1.
-    """
+    """Ghost BatchNorm: see normlab.norms.ghost_batch_norm.GhostBatchNorm."""
 
     def build(layer: _BatchNorm, name: str) -> nn.Module:
         return _set_up(GhostBatchNorm.from_batch_norm(layer, norm.ghost_batch_size, virtual_ranks), norm)
@@ -97,14 +91,7 @@ def ghost_batch_norm(norm: GhostBatchNormConfig, virtual_ranks: int) -> Build:
 
 
 def batch_renorm(norm: BatchRenormConfig, virtual_ranks: int) -> Build:
-    """Batch Renormalization: BatchNorm corrected towards its running statistics, within limits that widen.
-
-        y = ((x - mean_c) / std_c * r_c + d_c) * gamma_c + beta_c,   mean, std over B, H, W of this rank
-        r = clip(std / running_std, 1 / r_max, r_max),   d = clip((mean - running_mean) / running_std, ±d_max)
-
-    No gradient flows through r and d. Limits, train and eval: normlab.norms.batch_renorm.BatchRenorm.
-    Source: Ioffe 2017, arXiv:1702.03275, algorithm 1.
-    """
+    """Batch Renormalization: see normlab.norms.batch_renorm.BatchRenorm."""
     limits = (norm.r_max, norm.d_max, norm.bn_batches, norm.d_max_batches, norm.r_max_batches)
 
     def build(layer: _BatchNorm, name: str) -> nn.Module:
@@ -114,25 +101,12 @@ def batch_renorm(norm: BatchRenormConfig, virtual_ranks: int) -> Build:
 
 
 def switchable_norm(norm: SwitchableNormConfig, virtual_ranks: int) -> Build:
-    """Switchable Normalization: a learned mixture of the statistics of in, ln and bn.
-
-        y = (x - sum_k w_k mean_k) / sqrt(sum_k v_k var_k + eps) * gamma_c + beta_c,   k in {in, ln, bn}
-        w = softmax(mean_weight),   v = softmax(var_weight)
-
-    Train, eval and running statistics: normlab.norms.mixed_norms.SwitchableNorm.
-    Source: Luo et al. 2018, arXiv:1806.10779, section 3.
-    """
+    """Switchable Normalization: see normlab.norms.mixed_norms.SwitchableNorm."""
     return lambda layer, name: _set_up(SwitchableNorm.from_batch_norm(layer, virtual_ranks), norm)
 
 
 def batch_instance_norm(norm: BatchInstanceNormConfig, virtual_ranks: int) -> Build:
-    """Batch-Instance Normalization: a learned mixture, by channel, of what bn and in give.
-
-        y = (gate_c * xhat_bn + (1 - gate_c) * xhat_in) * gamma_c + beta_c,   gate in [0, 1]
-
-    Clipping, train, eval and running statistics: normlab.norms.mixed_norms.BatchInstanceNorm.
-    Source: Nam & Kim 2018, arXiv:1805.07925, section 3.
-    """
+    """Batch-Instance Normalization: see normlab.norms.mixed_norms.BatchInstanceNorm."""
     return lambda layer, name: _set_up(BatchInstanceNorm.from_batch_norm(layer, virtual_ranks), norm)
 
 

@@ -1,5 +1,6 @@
 """The one list of norms: how each is made, what it needs, and how many values its statistics have."""
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,11 @@ from typing import Any
 
 from normlab.config import ConfigError, GroupNormConfig, NormConfig
 from normlab.norms import builders
+from normlab.norms.batch_renorm import BatchRenorm
 from normlab.norms.builders import Build, num_groups
+from normlab.norms.ghost_batch_norm import GhostBatchNorm
+from normlab.norms.mixed_norms import BatchInstanceNorm, SwitchableNorm
+from normlab.norms.sync_batch_norm import SyncBatchNorm
 
 # --- how many values a statistic is made of, from the shape of a layer's input on one rank --------------
 
@@ -47,7 +52,10 @@ class Norm:
     """What the harness knows of a norm."""
 
     builder: Callable[[Any, int], Build]
-    """From the norm's config and virtual_ranks, what makes its layers. Its docstring defines the norm."""
+    """From the norm's config and virtual_ranks, what makes its layers."""
+
+    definition: Any = None
+    """Whose docstring defines the norm; None: that of `builder`."""
 
     needs_batch: bool = False
     """Whether, in training, a sample's output depends on other samples of its rank's batch."""
@@ -90,6 +98,7 @@ NORMS: dict[str, Norm] = {
     ),
     "syncbn": Norm(
         builder=builders.sync_batch_norm,
+        definition=SyncBatchNorm,
         **_OF_BATCH,
         needs_ranks=True,
         unit="channel of all ranks in a sync group",
@@ -98,6 +107,7 @@ NORMS: dict[str, Norm] = {
     ),
     "ghost_bn": Norm(
         builder=builders.ghost_batch_norm,
+        definition=GhostBatchNorm,
         **_OF_BATCH,
         unit="channel of a ghost batch",
         remedy="use a larger norm.ghost_batch_size, or norm=gn",
@@ -105,6 +115,7 @@ NORMS: dict[str, Norm] = {
     ),
     "batch_renorm": Norm(
         builder=builders.batch_renorm,
+        definition=BatchRenorm,
         **_OF_BATCH,
         unit="channel",
         remedy="use a larger batch_size, or norm=gn",
@@ -113,6 +124,7 @@ NORMS: dict[str, Norm] = {
     ),
     "switchable": Norm(
         builder=builders.switchable_norm,
+        definition=SwitchableNorm,
         **_OF_BATCH,
         unit="channel",
         remedy="use a larger batch_size, or norm=gn",
@@ -120,6 +132,7 @@ NORMS: dict[str, Norm] = {
     ),
     "batch_instance": Norm(
         builder=builders.batch_instance_norm,
+        definition=BatchInstanceNorm,
         **_OF_BATCH,
         unit="channel",
         remedy="use a larger batch_size, or norm=gn",
@@ -187,6 +200,12 @@ NORMS: dict[str, Norm] = {
     ),
 }
 """The one list of norms."""
+
+
+def definition(name: str) -> str:
+    """The docstring that defines a norm."""
+    entry = NORMS[name]
+    return inspect.getdoc(entry.definition or entry.builder) or ""
 
 
 def find_norm(name: str) -> Norm:

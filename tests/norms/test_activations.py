@@ -142,6 +142,26 @@ def test_a_module_of_its_own_becomes_identity_and_one_that_serves_others_stays_f
     torch.testing.assert_close(net(x), net[4](F.relu(net[2](net[0](x)))))
 
 
+class Sliced(nn.Module):
+    """As CifarFcnTrunk: parts of a Sequential one after the other, and a call of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+
+    def forward(self, x):
+        return F.relu(self.parts[2:](self.parts[:2](x)))
+
+
+def test_parts_of_a_sequential():
+    net = Sliced()
+    convert_norms(net, config("frn"))
+    x = torch.randn(2, 8, 3, 3)
+    assert type(net.parts[1]) is nn.Identity
+    torch.testing.assert_close(net(x), net.parts[3](net.parts[2](net.parts[0](x))))
+    assert {type(layer) for layer in net.parts[::3]} == {FilterResponseNormTLU}
+
+
 class Both(nn.Module):
     def __init__(self):
         super().__init__()

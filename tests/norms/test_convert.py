@@ -22,6 +22,7 @@ from normlab.norms.builders import num_groups
 from normlab.norms.frozen_batch_norm import FrozenBatchNorm
 from normlab.norms.ghost_batch_norm import GhostBatchNorm
 from normlab.norms.mixed_norms import BatchInstanceNorm, SwitchableNorm
+from normlab.norms.registry import definition
 from normlab.norms.sample_norms import (
     ChannelAffine,
     ChannelLayerNorm,
@@ -50,8 +51,9 @@ LINEAR = LAYERS | {"frn": FilterResponseNorm, "evonorm_s0": ChannelAffine}
 
 def test_every_norm_of_the_config_is_registered_and_documented():
     assert NORMS.keys() == SCHEMAS["norm"].keys() == {*LINEAR, "frozen_bn"}
-    for norm in NORMS.values():
+    for name, norm in NORMS.items():
         assert norm.builder.__doc__
+        assert name == "none" or "arXiv:" in definition(name)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -1,0 +1,184 @@
+"""`python -m normlab.norms.docs` writes docs/norms.md and its drawings from the code."""
+
+import inspect
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from normlab.atomic import atomic_write
+from normlab.config import SCHEMAS
+from normlab.norms import activations, weight_standardization
+from normlab.norms.drawing import draw
+from normlab.norms.registry import NORMS, Norm, definition
+
+ROOT = Path(__file__).parents[2]
+BATCH_SIZE, RANKS = 32, 8
+
+_INTRODUCTION = """\
+# The norms
+
+Made from the code by `python -m normlab.norms.docs`; the texts are the docstrings of `normlab/norms`.
+
+x has the shape (B, C, H, W): samples, channels, pixels. Every norm has a gain gamma and an offset beta for each
+channel, and takes them from the BatchNorm that it replaces. Variances are biased where they normalise.
+
+"""
+_COLUMNS = [
+    "`norm=`",
+    "needs the batch",
+    "needs other ranks",
+    "running statistics",
+    "NBS",
+    "replaces the activation",
+    "one sample of one pixel",
+]
+
+_LEGEND = f"""
+- needs the batch: in training, a sample's output depends on the other samples of its rank; needs other ranks:
+  on theirs too, which costs a collective in each forward and each backward.
+- running statistics: `yes`, moved in training and used in evaluation (`norm.running_stats` says whose); `fixed`,
+  never moved.
+- NBS: samples that share statistics, here with batch_size={BATCH_SIZE} on {RANKS} ranks and other keys at
+  their defaults.
+- one sample of one pixel: whether that can be trained on (`ghost_bn` with ghost_batch_size=1). Where not, such a
+  run is refused before it starts, with the layer's name and what helps.
+
+In the drawings, eight samples on two ranks stand below each other, six channels of 2x2 pixels beside each
+other. Blue is what the output at the yellow value depends on in training: they are drawn from the derivative
+of the layers themselves.
+"""
+
+
+def pages() -> dict[Path, str]:
+    """Path under the repository -> text of each file that is made."""
+    files = {Path(f"docs/norms/{name}.svg"): draw(name) for name in NORMS}
+    rows = [_COLUMNS, ["---"] * len(_COLUMNS), *(_cells(name, entry) for name, entry in NORMS.items())]
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    sections = "".join(_section(name, entry) for name, entry in NORMS.items())
+    ending = _options() + _worked_example()
+    return {Path("docs/norms.md"): _INTRODUCTION + table + _LEGEND + sections + ending, **files}
+
+
+def _cells(name: str, entry: Norm) -> list[str]:
+    config = SCHEMAS["norm"][name]()
+    nbs = config.normalization_batch_size(BATCH_SIZE, RANKS)  # type: ignore[attr-defined]
+    least = SCHEMAS["norm"][name](**({"ghost_batch_size": 1} if name == "ghost_bn" else {}))
+    trains = entry.values is None or entry.values((1, 16, 1, 1), least, 1) > 1
+    return [
+        f"[`{name}`](#{name})",
+        _yes(entry.needs_batch),
+        _yes(entry.needs_ranks),
+        entry.running_statistics.value,
+        str(nbs),
+        _yes(entry.linear is not None),
+        "trains" if trains else "refused",
+    ]
+
+
+def _yes(answer: bool) -> str:
+    return "yes" if answer else "no"
+
+
+def _section(name: str, entry: Norm) -> str:
+    return (
+        f"\n## {name}\n\n{_as_markdown(definition(name))}\n![{name}: what its statistics are made of]"
+        f"(norms/{name}.svg)\n\n**When to use it.** {entry.when}\n"
+    )
+
+
+def _as_markdown(docstring: str) -> str:
+    """Its paragraphs, with indented ones as code."""
+    parts = []
+    for paragraph in docstring.split("\n\n"):
+        if paragraph.startswith("    "):
+            parts.append(f"```\n{inspect.cleandoc(paragraph)}\n```")
+        else:
+            parts.append("  \n".join(_joined(paragraph.splitlines())))
+    return "\n\n".join(parts) + "\n"
+
+
+def _joined(lines: list[str]) -> list[str]:
+    """Lines of which each begins with a word and a colon, or with a sentence of its own, as in the source."""
+    joined: list[str] = []
+    for line in lines:
+        first = line.split(" ", 1)[0]
+        if not joined or first.endswith(":") or joined[-1].endswith((".", ";")):
+            joined.append(line)
+        else:
+            joined[-1] += f" {line}"
+    return joined
+
+
+def _options() -> str:
+    replaced = (inspect.getdoc(activations) or "").split("\n\n", 1)[1]
+    standardised = inspect.getdoc(weight_standardization.StandardisedConv) or ""
+    return f"""
+# Norms that replace the activation
+
+{replaced}
+
+Where no activation follows a norm, as before the sum of a residual block, the norm has none either, and the
+ReLU after the sum stays: so do timm's layers (`apply_act=False`). Where it cannot be known what follows, the
+conversion is refused with the layer's name.
+
+# Weight standardization
+
+`norm.weight_standardization=true` goes with every norm.
+
+```
+w = (weight - mean_o) / sqrt(var_o + {weight_standardization.EPS:g}),   mean, biased var over filter o
+```
+
+{standardised}
+
+It is done to each convolution without a bias, which is how models mark one whose output is normalised, and
+whose filters have several weights; gates and prediction layers have a bias and stay as they are. Nothing keeps
+the scale of activations then but the norm: `norm=none` with it is likely to diverge.
+"""
+
+
+# --- the worked example ---------------------------------------------------------------------------------
+
+
+def _worked_example() -> str:
+    x_BCHW = torch.randn((1, 2, 2, 2), generator=torch.Generator().manual_seed(42))
+    layer = nn.BatchNorm2d(2, eps=1e-5, momentum=0.1)
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    layer.running_mean.fill_(2)
+    y_BCHW = layer(x_BCHW).detach()
+    mean_C = x_BCHW.mean((0, 2, 3))
+    rows = [
+        ("input, channel 0", x_BCHW[0, 0], "`torch.manual_seed(42); x = torch.randn((1, 2, 2, 2))`"),
+        ("input, channel 1", x_BCHW[0, 1], ""),
+        ("batch mean", mean_C, "of the four values of each channel"),
+        ("biased variance", x_BCHW.var((0, 2, 3), correction=0), "sum of squares / 4: this one **normalises**"),
+        ("unbiased variance", x_BCHW.var((0, 2, 3)), "sum of squares / 3: this one **enters running_var**"),
+        ("output, channel 0", y_BCHW[0, 0], "(x - mean) / sqrt(biased variance + 1e-5)"),
+        ("output, channel 1", y_BCHW[0, 1], ""),
+        ("running_mean", layer.running_mean, "0.9 * 2 + 0.1 * batch mean"),
+        ("running_var", layer.running_var, "0.9 * 1 + 0.1 * unbiased variance"),
+    ]
+    table = "".join(f"| {name} | {_numbers(values)} | {how} |\n" for name, values, how in rows)
+    return f"""
+# BatchNorm, number by number
+
+`BatchNorm2d(2, eps=1e-5, momentum=0.1)` with running_mean [2, 2], running_var [1, 1], gamma 1 and beta 0; one
+forward in train mode. Two values stand for two channels, four for the pixels of one.
+
+| | | |
+|---|---|---|
+{table}"""
+
+
+def _numbers(values: Tensor) -> str:
+    return " ".join(f"{float(value):.4f}" for value in values.flatten())
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(ROOT / path) as file:
+            file.write(text)
+    print(f"wrote {len(pages())} files under {ROOT / 'docs'}")

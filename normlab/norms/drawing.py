@@ -1,0 +1,65 @@
+"""A small picture of what a norm's statistics are made of, drawn from its layer's derivative."""
+
+import torch
+from torch import Tensor, nn
+
+from normlab.config import SCHEMAS
+from normlab.norms.convert import convert_norms
+
+SAMPLES, RANKS, CHANNELS, PIXELS = 8, 2, 6, 2
+VALUE = (2, 2, 0, 1)
+"""The value that a picture is of: sample (the second of rank 0), channel, row, column."""
+SETTINGS = {"gn": {"num_groups": 3}, "evonorm_s0": {"num_groups": 3}, "ghost_bn": {"ghost_batch_size": 2}}
+
+_PIXEL, _CELL, _LEFT, _TOP, _RANK_GAP = 8, 20, 46, 16, 10
+
+
+def statistics_of(norm: str) -> Tensor:
+    """(B, C, H, W) bool: which values of the input the output at VALUE depends on, in training.
+
+    Sample i is of rank i % RANKS. The layer is the norm's own, and what is looked at its derivative.
+    """
+    generator = torch.Generator().manual_seed(0)
+    config = SCHEMAS["norm"][norm](**SETTINGS.get(norm, {}))
+    pair = nn.Sequential(nn.BatchNorm2d(CHANNELS, dtype=torch.float64), nn.ReLU())
+    layer = convert_norms(pair, config, virtual_ranks=RANKS)[0]  # type: ignore[arg-type, index]
+    for name, parameter in layer.named_parameters():
+        # A threshold that is met hides what is under it; a mixture of one part only hides the others.
+        parameter.data.fill_({"tau": -100.0, "gate": 0.5}.get(name, 0.9))
+    x = torch.randn(SAMPLES, CHANNELS, PIXELS, PIXELS, dtype=torch.float64, generator=generator)
+    layer(x.requires_grad_())[VALUE].backward()
+    assert x.grad is not None
+    return x.grad != 0
+
+
+def draw(norm: str) -> str:
+    """SVG: samples downwards, rank by rank; channels to the right, each of 2x2 pixels."""
+    used = statistics_of(norm)
+    squares: dict[bool, list[str]] = {False: [], True: []}
+    for sample in range(SAMPLES):
+        for channel in range(CHANNELS):
+            for row in range(PIXELS):
+                for column in range(PIXELS):
+                    x, y = _position(sample, channel, row, column)
+                    squares[bool(used[sample, channel, row, column])].append(f"M{x} {y}h7v7h-7z")
+    x, y = _position(*VALUE)
+    width = _LEFT + CHANNELS * _CELL
+    height = _TOP + SAMPLES * _CELL + _RANK_GAP
+    labels = [(_LEFT, 11, "channels")]
+    labels += [(2, _position(rank, 0, 0, 0)[1] + 12, f"rank {rank}") for rank in range(RANKS)]
+    text = "".join(f'<text x="{left}" y="{base}">{words}</text>\n' for left, base, words in labels)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">\n'
+        f"<title>{norm}: what its statistics are made of</title>\n"
+        f'<rect width="{width}" height="{height}" fill="#fff"/>\n{text}'
+        f'<path fill="#d8dce2" d="{"".join(squares[False])}"/>\n'
+        f'<path fill="#2f6fb7" d="{"".join(squares[True])}"/>\n'
+        f'<rect x="{x}" y="{y}" width="7" height="7" fill="#f2a900" stroke="#000" stroke-width="1.5"/>\n</svg>\n'
+    )
+
+
+def _position(sample: int, channel: int, row: int, column: int) -> tuple[int, int]:
+    rank, of_rank = sample % RANKS, sample // RANKS
+    down = (rank * (SAMPLES // RANKS) + of_rank) * _CELL + rank * _RANK_GAP
+    return _LEFT + channel * _CELL + column * _PIXEL, _TOP + down + row * _PIXEL

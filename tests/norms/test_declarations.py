@@ -1,0 +1,140 @@
+"""What a norm declares is what its layer does; the docs are what the code says."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from normlab.config import SCHEMAS, BatchNormConfig
+from normlab.norms import NORMS, convert_norms
+from normlab.norms.docs import ROOT, pages
+from normlab.norms.drawing import CHANNELS, PIXELS, RANKS, SAMPLES, SETTINGS, VALUE, statistics_of
+from normlab.norms.registry import RunningStatistics
+from tests.norms.configs import config
+
+B, C, H, W = (torch.arange(n) for n in (SAMPLES, CHANNELS, PIXELS, PIXELS))
+BATCH, CHANNEL, ROW, COLUMN = torch.meshgrid(B, C, H, W, indexing="ij")
+SAMPLE, OWN = VALUE[0] == BATCH, VALUE[1] == CHANNEL
+RANK = VALUE[0] % RANKS == BATCH % RANKS
+GROUP = VALUE[1] // 2 == CHANNEL // 2
+PIXEL = (VALUE[2] == ROW) & (VALUE[3] == COLUMN)
+GHOST = RANK & (VALUE[0] // RANKS % 2 == BATCH // RANKS % 2)
+AXES = {
+    "bn": RANK & OWN,
+    "syncbn": OWN,
+    "ghost_bn": GHOST & OWN,
+    "batch_renorm": RANK & OWN,
+    "switchable": (RANK & OWN) | SAMPLE,
+    "batch_instance": RANK & OWN,
+    "frozen_bn": SAMPLE & OWN & PIXEL,
+    "none": SAMPLE & OWN & PIXEL,
+    "gn": SAMPLE & GROUP,
+    "evonorm_s0": SAMPLE & GROUP,
+    "ln": SAMPLE,
+    "in": SAMPLE & OWN,
+    "frn": SAMPLE & OWN,
+    "ln2d": SAMPLE & PIXEL,
+    "rms": SAMPLE & PIXEL,
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_statistics_are_over_the_axes_of_the_definition_and_the_declaration(norm):
+    used = statistics_of(norm)
+    assert torch.equal(used, AXES[norm])
+    assert NORMS[norm].needs_ranks == bool(used[~RANK].any())
+    assert NORMS[norm].needs_batch == bool(used[RANK & ~SAMPLE].any())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_as_many_samples_share_statistics_as_the_config_says(norm):
+    samples = int(AXES[norm].flatten(1).any(1).sum())
+    cfg = SCHEMAS["norm"][norm](**SETTINGS.get(norm, {}))
+    assert cfg.normalization_batch_size(SAMPLES // RANKS, RANKS) == samples
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_running_statistics_are_kept_where_it_is_declared(norm):
+    torch.manual_seed(0)
+    layer = nn.BatchNorm2d(8)
+    nn.init.uniform_(layer.running_var)
+    net = convert_norms(nn.Sequential(layer, nn.ReLU()), config(norm))
+    before = {name: buffer.clone() for name, buffer in net.named_buffers() if "running" in name}
+    x = torch.randn(4, 8, 3, 3) + 1
+    y = net(x)
+    moved = any(not torch.equal(net.get_buffer(name), buffer) for name, buffer in before.items())
+    declared = NORMS[norm].running_statistics
+    assert (bool(before), moved) == {
+        RunningStatistics.none: (False, False),
+        RunningStatistics.fixed: (True, False),
+        RunningStatistics.kept: (True, True),
+    }[declared]
+    assert torch.allclose(net.eval()(x), y, atol=1e-5) == (declared is not RunningStatistics.kept)
+    # Only norms that keep them have a policy for them.
+    assert isinstance(config(norm), BatchNormConfig) == (declared is RunningStatistics.kept)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_replaced_activation_is_declared(norm):
+    net = convert_norms(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()), config(norm))
+    assert (type(net[1]) is nn.Identity) == (NORMS[norm].linear is not None)
+
+
+@pytest.mark.parametrize("norm", [norm for norm in NORMS if NORMS[norm].values])
+def test_the_number_of_values_is_the_size_of_what_is_drawn(norm):
+    """Of switchable and batch_instance, those of the part over the batch."""
+    used = AXES[norm] if norm != "switchable" else RANK & OWN
+    cfg = SCHEMAS["norm"][norm](**SETTINGS.get(norm, {}))
+    shape = (SAMPLES // RANKS, CHANNELS, PIXELS, PIXELS)
+    assert NORMS[norm].values(shape, cfg, RANKS) == used.sum()
+
+
+# --- docs/norms.md --------------------------------------------------------------------------------------
+
+
+def test_the_committed_docs_are_what_the_code_makes():
+    stale = [str(path) for path, text in pages().items() if (ROOT / path).read_text() != text]
+    assert stale == [], "run: python -m normlab.norms.docs"
+    drawings = {path.relative_to(ROOT) for path in (ROOT / "docs/norms").iterdir()}
+    assert drawings == {path for path in pages() if path.suffix == ".svg"}
+
+
+def numbers(text, row):
+    [cells] = re.findall(rf"^\| {row} \| ([-\d. ]+) \|", text, re.MULTILINE)
+    return [float(number) for number in cells.split()]
+
+
+def test_the_worked_example_is_right_to_the_printed_digits():
+    """The numbers as they are printed elsewhere, and each from the ones before it, by hand."""
+    page = (ROOT / Path("docs/norms.md")).read_text()
+    expected = {
+        "input, channel 0": [0.3367, 0.1288, 0.2345, 0.2303],
+        "input, channel 1": [-1.1229, -0.1863, 2.2082, -0.6380],
+        "batch mean": [0.2326, 0.0653],
+        "biased variance": [0.0054, 1.6404],
+        "unbiased variance": [0.0072, 2.1872],
+        "output, channel 0": [1.4150, -1.4102, 0.0257, -0.0305],
+        "output, channel 1": [-0.9276, -0.1964, 1.6731, -0.5491],
+        "running_mean": [1.8233, 1.8065],
+        "running_var": [0.9007, 1.1187],
+    }
+    assert {row: numbers(page, row) for row in expected} == expected
+    torch.manual_seed(42)
+    for channel, pixels in enumerate(torch.randn((1, 2, 2, 2)).double().flatten(2)[0].tolist()):
+        mean = math.fsum(pixels) / 4
+        squares = math.fsum((pixel - mean) ** 2 for pixel in pixels)
+        by_hand = {
+            "batch mean": mean,
+            "biased variance": squares / 4,
+            "unbiased variance": squares / 3,
+            "running_mean": 0.9 * 2 + 0.1 * mean,
+            "running_var": 0.9 * 1 + 0.1 * squares / 3,
+        }
+        assert {row: round(value, 4) for row, value in by_hand.items()} == {
+            row: expected[row][channel] for row in by_hand
+        }
+        output = [round((pixel - mean) / math.sqrt(squares / 4 + 1e-5), 4) for pixel in pixels]
+        assert output == expected[f"output, channel {channel}"]

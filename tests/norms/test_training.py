@@ -1,0 +1,105 @@
+"""Every norm through the real trainer: resnet8 on shapes, on two gloo ranks."""
+
+import math
+
+import pytest
+import torch
+
+from normlab import data
+from normlab.config import SCHEMAS, ConfigError
+from normlab.preflight import plan
+from tests.norms.configs import ACTIVATING
+from tests.runs import EXACT, TINY, assert_same_bits, run_training, typed
+
+FEW = {
+    "ghost_bn": ["norm.ghost_batch_size=2"],
+    "batch_renorm": ["norm.bn_batches=2", "norm.d_max_batches=5", "norm.r_max_batches=7"],
+}
+
+
+def options(norm, frozen_from, folder):
+    init = [f"model.init_from={frozen_from}"] * (norm == "frozen_bn")
+    return [f"norm={norm}", *FEW.get(norm, []), *init, f"output_dir={folder}", "batch_size=4", "epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def bn_run(ranks, tmp_path_factory):
+    """A run of bn: where frozen_bn has its statistics from."""
+    overrides = [*TINY, *options("bn", "", tmp_path_factory.mktemp("bn"))]
+    return ranks.run(run_training, overrides, world_size=2)[0]
+
+
+@pytest.mark.parametrize("norm", SCHEMAS["norm"])
+@pytest.mark.parametrize("how", [[], ["precision=bf16", "channels_last=true", "max_samples=16"]], ids=["", "bf16"])
+def test_every_norm_trains_resnet8_on_shapes(norm, how, ranks, bn_run, tmp_path):
+    overrides = [*TINY, *options(norm, bn_run["run"].directory, tmp_path), *how]
+    results = ranks.run(run_training, overrides, world_size=2)
+    assert results[0]["outcome"].status == "finished"
+    assert all(math.isfinite(loss) for loss in results[0]["loss"])
+    assert len(set(results[0]["loss"])) == len(results[0]["loss"]) > 1
+    trained = [name for name in results[0]["state"] if "running" not in name and "num_batches" not in name]
+    assert_same_bits(*({name: r["state"][name] for name in trained} for r in results))
+    assert 0 <= results[0]["outcome"].metrics["val/accuracy"] <= 1
+
+
+def test_frozen_bn_trains_convolutions_on_what_the_file_had(ranks, bn_run, tmp_path):
+    overrides = [*TINY, *options("frozen_bn", bn_run["run"].directory, tmp_path)]
+    state, given = (r["state"] for r in (ranks.run(run_training, overrides, world_size=2)[0], bn_run))
+    for name in (name for name in state if "norm" in name):
+        assert torch.equal(state[name], given[name]), name
+    assert not torch.equal(state["conv.weight"], given["conv.weight"])
+    assert (given["norm.running_var"] != 1).all()
+
+
+def refused(*overrides):
+    cfg = typed(*TINY, *overrides)
+    with pytest.raises(ConfigError) as caught:
+        plan(cfg, data.load(cfg.data), world_size=1, study="test")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_frozen_bn_needs_a_file_with_running_statistics(ranks, tmp_path):
+    assert "norm=frozen_bn freezes" in (message := refused("norm=frozen_bn"))
+    assert "give model.init_from" in message
+    overrides = [*TINY, *options("gn", "", tmp_path), "max_samples=8"]
+    gn_run = ranks.run(run_training, overrides, world_size=1)[0]["run"]
+    message = refused("norm=frozen_bn", f"model.init_from={gn_run.directory}")
+    assert f"model.init_from={gn_run.directory} has no running statistics for layer norm" in message
+
+
+@pytest.mark.parametrize(
+    "norm", ["ghost_bn", "batch_renorm", "batch_instance", "evonorm_s0", "gn norm.weight_standardization=true"]
+)
+def test_invariant_4_a_run_stopped_and_resumed_is_bitwise_equal(norm, ranks, tmp_path):
+    name, *more = norm.split()
+    overrides = [*TINY, *options(name, "", tmp_path), *more, "epochs=2", "optim.lr=1"]
+    straight = ranks.run(run_training, [*overrides, f"output_dir={tmp_path}/straight"], world_size=2)
+    cut = [*overrides, f"output_dir={tmp_path}/cut"]
+    stopped = ranks.run(run_training, cut, {1: (5, 15)}, world_size=2)
+    assert stopped[0]["outcome"].status == "stopped"
+    for ours, theirs in zip(ranks.run(run_training, cut, world_size=2), straight, strict=True):
+        assert ours["outcome"].measured["resumed"] == 1
+        assert_same_bits(ours["state"], theirs["state"])
+
+
+@pytest.mark.parametrize("norm", ["ghost_bn", "rms"])
+def test_accumulation_is_more_samples_and_the_same_statistics(norm, ranks, tmp_path):
+    """Ghost batches of two: one batch of eight holds those of two batches of four, dealt otherwise."""
+    overrides = [*EXACT, *options(norm, "", tmp_path), "max_samples=16"]
+    whole = ranks.run(run_training, [*overrides, "batch_size=8"], world_size=1)[0]["loss"]
+    parts = ranks.run(run_training, [*overrides, "batch_size=4", "accumulate=2"], world_size=1)[0]["loss"]
+    assert (parts == pytest.approx(whole, rel=1e-10)) == (norm == "rms")
+    assert parts == pytest.approx(whole, rel=0.5)
+
+
+@pytest.mark.parametrize("norm", ACTIVATING)
+def test_a_segmentation_model_trains_with_norms_that_are_activations(norm, ranks, tmp_path):
+    overrides = [*TINY, *options(norm, "", tmp_path), "data=shapes_seg", "model=fcn_resnet8", "max_samples=8"]
+    result = ranks.run(run_training, overrides, world_size=1)[0]
+    assert result["outcome"].status == "finished"
+    extra = {"frn": "tau", "evonorm_s0": "v"}[norm]
+    names = [name for name in result["state"] if name.endswith(f".{extra}")]
+    assert "backbone.norm." + extra in names
+    assert "classifier.1." + extra in names
+    assert "backbone.blocks.0.norm2." + extra not in names
