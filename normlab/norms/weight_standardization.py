@@ -24,9 +24,9 @@ def standardise(weight: Tensor) -> Tensor:
 
 
 class StandardisedConv(nn.modules.conv._ConvNd):
-    """Mixin: a convolution with its weight standardised. Its parameters, and their names, are the same.
+    """A convolution with its weight standardised, which its parameter is not: names and values stay.
 
-    Train and eval are identical.
+    Train and eval are identical. A mixin, before torch's own.
     Source: Qiao et al. 2019, arXiv:1903.10520, section 3.
     """
 
