@@ -10,14 +10,16 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from launch.squeue import Queue, job_of, read_queue
 
-SIGNS_OF_LIFE = ("metrics.jsonl", "checkpoint.pt", "log.txt", "lock", "config.yaml", "launch.json")
+SIGNS_OF_LIFE = ("metrics.jsonl", "checkpoint.pt", "log.txt", "lock", "config.yaml", "launch.json", "result.json")
+MARKS = frozenset(("config.yaml", "launch.json", "metrics.jsonl", "result.json"))
+"""A folder that holds one of these is a run's: one that lost its config.yaml is still counted."""
 TAIL_BYTES = 1 << 16
 STATES = ("running", "queued", "stale", "failed", "diverged", "finished")
 
@@ -80,7 +82,7 @@ def _score(metric: Callable[[str], float | None]) -> float | None:
 def read_status(directory: Path, queue: Queue) -> RunStatus:
     result, launch = _json(directory / "result.json"), _json(directory / "launch.json")
     progress = read_progress(directory)
-    state, detail = _state(directory, result, launch, queue)
+    state, detail = state_of(directory, result, launch, queue)
     total = (launch or {}).get("total_samples")
     ages = [path.stat().st_mtime for name in SIGNS_OF_LIFE if (path := directory / name).exists()]
     return RunStatus(
@@ -95,9 +97,10 @@ def read_status(directory: Path, queue: Queue) -> RunStatus:
     )
 
 
-def _state(
+def state_of(
     directory: Path, result: Mapping[str, Any] | None, launch: Mapping[str, Any] | None, queue: Queue
 ) -> tuple[str, str]:
+    """(state, detail) of a run, as RunStatus has them, from what its result.json and launch.json hold."""
     # The lock first: a run that is trained again still has the result of the attempt before for a moment.
     if is_locked(directory / "lock"):
         return "running", ""
@@ -141,19 +144,15 @@ def _lives_here(launch: Mapping[str, Any]) -> bool:
 
 def _json(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        held = json.loads(path.read_text())
+    except (OSError, ValueError):  # half-written by something else, or foreign: the report names such files
         return None
+    return held if isinstance(held, dict) else None
 
 
 def find_runs(root: Path) -> list[Path]:
     """The directories of runs below `root`, or `root` itself."""
-
-    def marked() -> Iterator[Path]:
-        for name in ("config.yaml", "launch.json"):
-            yield from (path.parent for path in root.rglob(name))
-
-    return sorted(set(marked()))
+    return sorted(Path(folder) for folder, _, files in os.walk(root) if not MARKS.isdisjoint(files))
 
 
 def duration(seconds: float | None) -> str:

@@ -19,9 +19,21 @@ LAYERS = [
     ["normlab.evaluate"],
     ["normlab.trainer", "normlab.preflight"],
     ["launch"],
+    ["normlab.report"],
     ["train"],
 ]
-WITHOUT_TORCH = ["normlab.config", "normlab.run", "launch.environment", "launch.process", "launch.local", "train"]
+WITHOUT_TORCH = [
+    "normlab.config",
+    "normlab.run",
+    "launch.environment",
+    "launch.process",
+    "launch.local",
+    "normlab.report.__main__",
+    "normlab.report.figures",
+    "normlab.report.page",
+    "normlab.report.comparison",
+    "train",
+]
 
 
 def room(module: str) -> str | None:

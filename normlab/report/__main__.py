@@ -1,0 +1,162 @@
+"""The report of a study, from a command line.
+
+python -m normlab.report runs/batch_size
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from normlab.atomic import atomic_write
+from normlab.config import ConfigError
+from normlab.report.findings import Finding, findings
+from normlab.report.reading import read
+from normlab.report.study import Study, study_axes
+from normlab.report.tables import Grid, as_markdown, cells_table, grids, runs_table
+
+MOST_NAMES = 10
+DESCRIPTION = """\
+Read every run below a folder and make, in <study>/report: tables.md, tables.csv (a row a cell and metric),
+runs.csv, figures/*.png and *.svg, index.html (one page, opens without a network); and, in <study>/comparison,
+event files in which TensorBoard shows the metric against the batch size: tensorboard --logdir <study>.
+Made again, they replace what was there. Runs that still go on, failed or diverged are named, in no mean."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    try:
+        report(_parse(arguments))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stderr.close()
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m normlab.report",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("study", type=Path, nargs="?", help="folder with runs below it: runs/batch_size")
+    parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two studies side by side")
+    parser.add_argument(
+        "--metric", help="val/accuracy, train/loss, images_per_second; default: what the runs sweep"
+    )
+    parser.add_argument(
+        "--x", metavar="KEY", help="swept key along the tables in the terminal; default batch_size"
+    )
+    parser.add_argument("--baseline", metavar="NORM", help="the norm to subtract, seed by seed; default bn")
+    parser.add_argument("--out", type=Path, help="folder for the report; default <study>/report")
+    parser.add_argument(
+        "--export", type=Path, metavar="FILE", help="all points in one .csv or .parquet; no report"
+    )
+    parser.add_argument("--text", action="store_true", help="tables in the terminal, and nothing else")
+    args = parser.parse_args(arguments)
+    if (args.study is None) == (args.compare is None):
+        parser.error("give a study's folder, or --compare with two")
+    return args
+
+
+def report(args: argparse.Namespace) -> None:
+    """What the command does. Raises: ConfigError."""
+    began = time.perf_counter()
+    study = Study(*(read(folder) for folder in args.compare or [args.study]))
+    _say(f"read {len(study.runs):,} runs, {len(study.points):,} points", began)
+    if args.export:
+        from normlab.report.export import export
+
+        export(study, args.export)
+        _say(f"{args.export}: {len(study.points):,} points", began)
+        return
+    metric = args.metric or study.default_metric()
+    study.check_metric(metric)
+    x = args.x or (study_axes(study) or ["batch_size"])[0]
+    study.check_axis(x)
+    baseline = study.baseline(args.baseline)
+    shown = grids(study, metric, x, baseline)
+    if "images_per_second" in study.metrics and metric != "images_per_second":
+        shown += grids(study, "images_per_second", x, None)
+    found = findings(study, metric)
+    _print(shown, found)
+    if args.text:
+        return
+    _write(study, metric, baseline, found, args, began)
+
+
+def _write(
+    study: Study, metric: str, baseline: str | None, found: list[Finding], args: argparse.Namespace, began: float
+) -> None:
+    from normlab.report.comparison import write_comparison
+    from normlab.report.figures import draw, save
+    from normlab.report.page import write_page
+
+    out = args.out or (
+        args.compare[0] / f"compare-{args.compare[1].resolve().name}" if args.compare else args.study / "report"
+    )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_tables(study, metric, baseline, found, out)
+        _say(f"{out}/tables.md, tables.csv, runs.csv", began)
+        figures = []
+        for drawn in draw(study, metric):
+            save(drawn, out / "figures")
+            figures.append(drawn)
+            _say(f"{out}/figures/{drawn.name}.png, .svg", began)
+        _say(f"{out}/index.html: " + write_page(study, metric, baseline, found, out), began)
+        if not args.compare:
+            folder = write_comparison(study, metric, [out / "figures" / f"{one.name}.png" for one in figures])
+            _say(f"{folder}; see: tensorboard --logdir {study.root}", began)
+    except OSError as error:
+        raise ConfigError(f"{error.filename or out} cannot be written: {error.strerror}; give --out.") from None
+
+
+def write_tables(study: Study, metric: str, baseline: str | None, found: list[Finding], out: Path) -> None:
+    """tables.md: every table against every swept key; tables.csv: every cell and metric; runs.csv."""
+    metrics = list(dict.fromkeys([metric, *study.final_metrics, *study.measured]))
+    with atomic_write(out / "tables.csv") as file:
+        cells_table(study, metrics, baseline).to_csv(file, index=False)
+    with atomic_write(out / "runs.csv") as file:
+        runs_table(study).to_csv(file, index=False)
+    parts = [f"# {study.root.resolve().name}\n"]
+    for finding in found:
+        parts.append("\n".join([f"{finding.text}", *(f"- `{name}`" for name in finding.names)]) + "\n")
+    for x in study_axes(study) or ["batch_size"]:
+        parts += [as_markdown(grid) for grid in grids(study, metric, x, baseline)]
+        if "images_per_second" in study.measured and metric != "images_per_second":
+            parts += [as_markdown(grid) for grid in grids(study, "images_per_second", x, None)]
+    with atomic_write(out / "tables.md") as file:
+        file.write("\n".join(parts))
+
+
+def _print(shown: list[Grid], found: list[Finding]) -> None:
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 400  # lines are for grep there, not for the eye
+    for grid in shown:
+        table = Table(title=grid.title, title_justify="left", box=None, header_style="bold", title_style="bold")
+        for column in ("norm", *(f"{grid.x}={column}" for column in grid.columns)):
+            table.add_column(column)
+        for row in grid.rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print()
+    for finding in found:
+        console.print(finding.text, soft_wrap=True)
+        for name in finding.names[:MOST_NAMES]:
+            console.print(f"  {name}", soft_wrap=True)
+        if (more := len(finding.names) - MOST_NAMES) > 0:
+            console.print(f"  and {more} more, in tables.md")
+
+
+def _say(text: str, began: float) -> None:
+    print(f"[{time.perf_counter() - began:.1f} s] {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""A cell's learning curves, at equal samples_seen."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from normlab.report.study import Cell, Study
+
+MOST_POINTS = 60
+"""Of a drawn curve; one that has more is drawn as means over as many stretches of samples_seen."""
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class MeanCurve:
+    samples_seen: Floats
+    mean: Floats
+    low: Floats
+    """The lowest seed."""
+    high: Floats
+
+
+def curve_of(study: Study, run: str, tag: str) -> tuple[Floats, Floats] | None:
+    """(samples_seen, values) of one run, where it has logged `tag`."""
+    if tag not in study.points:
+        return None
+    points = study.points_of(run)
+    values = points[tag].to_numpy()
+    there = np.isfinite(values)
+    if not there.any():
+        return None
+    return points["samples_seen"].to_numpy(dtype=np.float64)[there], values[there]
+
+
+def mean_curve(study: Study, cell: Cell, tag: str) -> MeanCurve | None:
+    """Over the finished seeds, wherever all of them have been.
+
+    Seeds of one cell log at the same samples_seen, unless log_every was changed between them; then they are
+    interpolated, linearly.
+    """
+    curves = [c for run in _runs(cell, "finished") if (c := curve_of(study, run, tag)) is not None]
+    if not curves:
+        return None
+    start, end = max(seen[0] for seen, _ in curves), min(seen[-1] for seen, _ in curves)
+    grid = np.unique(np.concatenate([seen for seen, _ in curves]))
+    grid = grid[(grid >= start) & (grid <= end)]
+    if not grid.size:
+        return None
+    stack = np.stack([np.interp(grid, seen, values) for seen, values in curves])
+    grid, stack = _stretches(grid, stack)
+    return MeanCurve(grid, stack.mean(0), stack.min(0), stack.max(0))
+
+
+def _stretches(samples_seen: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """Means over at most MOST_POINTS equal stretches; `values` is (..., points)."""
+    if len(samples_seen) <= MOST_POINTS:
+        return samples_seen, values
+    edges = np.linspace(samples_seen[0], samples_seen[-1], MOST_POINTS + 1)[1:-1]
+    starts = np.unique(np.searchsorted(samples_seen, [samples_seen[0], *edges]))
+    counts = np.diff([*starts, len(samples_seen)])
+    return np.add.reduceat(samples_seen, starts) / counts, np.add.reduceat(values, starts, axis=-1) / counts
+
+
+def unfinished_curves(study: Study, cell: Cell, tag: str) -> list[tuple[Floats, Floats]]:
+    """Each by itself, as far as it came: they end at other samples, so a mean would jump where one ends."""
+    runs = _runs(cell, "diverged", "running", "stale", "failed")
+    return [_stretches(*curve) for run in runs if (curve := curve_of(study, run, tag)) is not None]
+
+
+def _runs(cell: Cell, *states: str) -> list[str]:
+    return [run["run"] for run in cell.runs if run["state"] in states]

@@ -1,0 +1,172 @@
+"""Figures for paper and screen: PNG and SVG, one colour and marker a norm."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from normlab.atomic import atomic_write
+from normlab.report.curves import MOST_POINTS, mean_curve, unfinished_curves
+from normlab.report.panels import (
+    Scale,
+    dash_of,
+    draw_against,
+    draw_published,
+    is_accuracy,
+    left_out,
+    legend,
+    make_panels,
+    scale_of,
+)
+from normlab.report.study import Axis, Cell, Study, show, study_axes
+from normlab.report.style import style_of
+from normlab.report.tables import series_against
+
+LOOK: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "normlab",
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure, and what its reader has to be told."""
+
+    name: str
+    figure: Figure
+    caption: str
+
+
+def draw(study: Study, metric: str) -> Iterator[Drawn]:
+    """Every figure of a study, one after the other: against each swept key, over samples_seen, against speed."""
+    for axis in dict.fromkeys(["batch_size", *study_axes(study)]):
+        yield _drawn(against, study, metric, axis)
+    for tag in dict.fromkeys([metric, "train/loss"]):
+        if tag in study.points:
+            yield _drawn(learning_curves, study, tag)
+    if "images_per_second" in study.metrics:
+        yield _drawn(against_speed, study, metric)
+
+
+def _drawn(make: Callable[..., Drawn], *args: Any) -> Drawn:
+    with matplotlib.rc_context(LOOK):
+        return make(*args)
+
+
+def save(drawn: Drawn, folder: Path) -> None:
+    """<name>.png and <name>.svg in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = drawn.figure
+    with matplotlib.rc_context(LOOK):
+        # Straight to each format's canvas, one after the other: savefig would lay out and draw twice more.
+        with atomic_write(folder / f"{drawn.name}.png", "wb") as file:
+            FigureCanvasAgg(figure).print_png(file)
+        figure.set_layout_engine("none")
+        with atomic_write(folder / f"{drawn.name}.svg", "wb") as file:
+            FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+
+
+def against(study: Study, metric: str, x: Axis) -> Drawn:
+    """The metric against a swept key: a line a series, with intervals; other keys make panels.
+
+    Beside accuracies against the batch size stand those of the GN paper.
+    """
+    scale = scale_of(study, metric)
+    cells = [cell for cell in study.cells if x in cell.values or x == "batch_size"]
+    published = x == "batch_size" and is_accuracy(metric)
+    figure, panels, others = make_panels(study, x, also=int(published))
+    for facet, panel in panels:
+        draw_against(panel, [cell for cell in cells if study.facet(cell, x) == facet], scale, x)
+    panels[0][1].set_ylabel(scale.label)
+    for panel in others:
+        draw_published(panel)
+    legend(figure, list(dict.fromkeys(series_against(cell, x) for cell in cells)))
+    caption = f"{scale.label} against {x}: mean over seeds and its 95 percent interval (Student t)"
+    caption += "; hollow: one seed, no interval; x above, with their number: diverged runs, which no mean has"
+    if published:
+        caption += "; lighter: Wu & He 2018, arXiv:1803.08494, table 2, one run a point"
+    return Drawn(_file_name(f"{metric}_vs_{x}"), figure, caption + left_out(study, x))
+
+
+def learning_curves(study: Study, tag: str) -> Drawn:
+    """The metric over samples_seen: a panel for each combination of swept keys, all seeds within a band."""
+    scale = scale_of(study, tag)
+    every_key = ""  # no key is the axis, so all of them make panels
+    figure, panels, _ = make_panels(study, every_key)
+    series = list(dict.fromkeys(cell.series for cell in study.cells))
+    for facet, panel in panels:
+        for cell in study.cells:
+            if study.facet(cell, every_key) == facet:
+                _draw_curves(panel, study, cell, scale, dash_of(series, cell.series))
+        panel.set_xlabel("samples seen")
+        panel.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:g}k" if v else "0")
+    panels[0][1].set_ylabel(scale.label)
+    legend(figure, series)
+    caption = f"{scale.label} over samples seen: mean of the finished seeds, band from the lowest to the highest"
+    caption += f" (curves of more than {MOST_POINTS} points are means over as many stretches)"
+    caption += "; dotted: runs that diverged, or have not ended"
+    return Drawn(_file_name(f"{tag}_curves"), figure, caption + left_out(study, every_key))
+
+
+def _draw_curves(panel: Axes, study: Study, cell: Cell, scale: Scale, dash: str) -> None:
+    style = style_of(cell.norm)
+    curve = mean_curve(study, cell, scale.metric)
+    if curve is not None:
+        low, high = scale.of(curve.low), scale.of(curve.high)
+        panel.fill_between(curve.samples_seen, low, high, color=style.colour, alpha=0.18, lw=0)
+        every = max(1, len(curve.samples_seen) // 8)
+        mean = scale.of(curve.mean)
+        panel.plot(curve.samples_seen, mean, style.marker + dash, color=style.colour, ms=3.5, markevery=every)
+    for samples_seen, values in unfinished_curves(study, cell, scale.metric):
+        panel.plot(samples_seen, scale.of(values), ":", color=style.colour, lw=0.9)
+
+
+def against_speed(study: Study, metric: str) -> Drawn:
+    """The metric against images/s, a point a cell, joined in the order of the batch size."""
+    scale = scale_of(study, metric)
+    figure, panels, _ = make_panels(study, "batch_size")
+    series = list(dict.fromkeys(cell.series for cell in study.cells))
+    for facet, panel in panels:
+        chosen = [cell for cell in study.cells if study.facet(cell, "batch_size") == facet]
+        for name in series:
+            _draw_speeds(panel, [cell for cell in chosen if cell.series == name], scale, dash_of(series, name))
+        panel.set_xlabel("images/s")
+    panels[0][1].set_ylabel(scale.label)
+    legend(figure, series)
+    devices = study.runs["device_name"].dropna().unique() if "device_name" in study.runs else []
+    caption = (
+        f"{scale.label} against images/s on {', '.join(map(str, devices)) or 'an unknown device'}, means over "
+    )
+    caption += "seeds; numbers are batch sizes; speeds compare only if each run had the machine to itself"
+    return Drawn(_file_name(f"{metric}_vs_images_per_second"), figure, caption + left_out(study, "batch_size"))
+
+
+def _draw_speeds(panel: Axes, cells: list[Cell], scale: Scale, dash: str) -> None:
+    found = [(c, c.estimate("images_per_second").mean, e.mean) for c in cells if (e := c.estimate(scale.metric)).n]
+    for cell, speed, mean in found:
+        if (batch := cell.values.get("batch_size")) is not None:
+            beside: dict[str, Any] = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 7}
+            panel.annotate(show(batch), (speed, scale.of(mean)), **beside)
+    if found:
+        style = style_of(cells[0].norm)
+        speeds, means = [speed for _, speed, _ in found], [scale.of(mean) for *_, mean in found]
+        panel.plot(speeds, means, style.marker + dash, color=style.colour, lw=0.7)
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)

@@ -1,0 +1,87 @@
+"""What a reader has to know beside the means: what is missing, failed, diverged, doubtful; by name."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pandas as pd
+
+from normlab.report.study import NOT_OF_IDENTITY, Study, plain_value, show
+
+STATES = ("finished", "diverged", "failed", "running", "queued", "stale", "unreadable")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is said once, with the names that it is about."""
+
+    text: str
+    names: tuple[str, ...] = ()
+
+
+def findings(study: Study, metric: str) -> list[Finding]:
+    runs = study.runs
+    counts = Counter(runs["state"])
+    made = [Finding(f"{len(runs)} runs: " + ", ".join(f"{counts[s]} {s}" for s in STATES if counts[s]))]
+    for state in STATES[1:]:
+        chosen = runs[runs["state"] == state]
+        if len(chosen):
+            named = [f"{run}: {detail}".removesuffix(": ") for run, detail in chosen[["run", "detail"]].values]
+            made.append(Finding(f"{len(chosen)} {state}", tuple(named)))
+    if study.missing:
+        made.append(Finding(f"{len(study.missing)} missing from the grid", tuple(study.missing)))
+    if study.duplicates:
+        text = "runs of one cell and seed that differ in what config.yaml does not say, as the content of the data"
+        made.append(Finding(f"{len(study.duplicates)} pairs of {text}", tuple(study.duplicates)))
+    if study.unplaced:
+        text = "runs that no cell counts, since their norm, seed or a swept key is not known"
+        made.append(Finding(f"{len(study.unplaced)} {text}", tuple(study.unplaced)))
+    finished = runs[runs["state"] == "finished"]
+    without = finished[finished[metric].isna()]
+    if len(without):
+        made.append(Finding(f"{len(without)} finished without {metric}", tuple(without["run"])))
+    problems = runs[runs["problem"] != ""]
+    if len(problems):
+        named = [f"{run}: {problem}" for run, problem in problems[["run", "problem"]].values]
+        made.append(Finding(f"{len(problems)} with files that could not be read whole", tuple(named)))
+    return made + _mixtures(study, finished) + [Finding(text) for text in _conditions(finished)]
+
+
+def _mixtures(study: Study, finished: pd.DataFrame) -> list[Finding]:
+    """Differences that stand in the way of a comparison of norms."""
+    runs, made = study.runs, []
+    if "results_version" in study.axes:
+        versions = Counter(show(plain_value(v)) for v in runs["results_version"])
+        words = ", ".join(f"{version} ({n} runs)" for version, n in sorted(versions.items()))
+        made.append(
+            Finding(f"results_version is mixed, {words}: the same settings give other results, kept apart")
+        )
+    for key in ("eval_split", "torch", "device_name", "device"):
+        if key in finished and finished[key].nunique() > 1:
+            words = ", ".join(f"{value} ({n} runs)" for value, n in finished[key].value_counts().items())
+            made.append(Finding(f"{key} is mixed: {words}"))
+    if "norm" not in runs:
+        return made
+    for key in study.settings:
+        own = key.startswith("norm.") or key in {"norm", "seed"} or key in NOT_OF_IDENTITY
+        if own or key in study.axes or key not in runs:
+            continue
+        by_norm = runs.dropna(subset=["norm", key]).groupby("norm")[key].first()
+        if by_norm.nunique() > 1:
+            words = ", ".join(f"{norm} {show(plain_value(value))}" for norm, value in by_norm.items())
+            made.append(Finding(f"{key} differs with the norm, so their difference may be its: {words}"))
+    return made
+
+
+def _conditions(finished: pd.DataFrame) -> list[str]:
+    """What all finished runs have in common."""
+    said = []
+    keys = ("model", "data", "epochs", "eval_split", "results_version", "device_name", "torch")
+    for key in keys:
+        if key in finished and finished[key].nunique() == 1:
+            said.append(f"{key} {show(plain_value(finished[key].dropna().iloc[0]))}")
+    made = ["; ".join(said)] if said else []
+    if "eval_split" in finished and (finished["eval_split"] == "test").any():
+        made.append(
+            "eval_split test: val/* is the test folder, so choosing a setting by it is choosing on test data"
+        )
+    return made

@@ -1,0 +1,177 @@
+"""The study as one HTML file that needs no network: figures that answer, tables that sort, every run.
+
+page.html, page.css and page.js stand beside this file; here they are joined with Plotly and the study's data.
+"""
+
+import html
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from normlab.atomic import atomic_write
+from normlab.report.curves import curve_of
+from normlab.report.findings import Finding
+from normlab.report.statistics import Estimate
+from normlab.report.study import Cell, Study
+from normlab.report.style import style_of
+from normlab.report.tables import UNFINISHED
+
+MOST_CURVE_VALUES = 300_000
+"""In one page, so that it stays below 10 MB with a thousand runs."""
+MOST_LOG_CHARACTERS = 600_000
+HERE = Path(__file__).parent
+
+
+def write_page(study: Study, metric: str, baseline: str | None, found: list[Finding], out: Path) -> str:
+    """Write index.html into `out`; returns what was left out of it, or its size."""
+    from plotly.offline import get_plotlyjs
+
+    data = page_data(study, metric, baseline, found, out)
+    parts = {
+        "title": html.escape(study.root.resolve().name),
+        "css": (HERE / "page.css").read_text(),
+        "plotly": get_plotlyjs(),
+        "data": _inline_json(data),
+        "js": (HERE / "page.js").read_text(),
+    }
+    pieces = (HERE / "page.html").read_text().split("@@")  # text, key, text, key, ..., text
+    page = "".join(parts[piece] if place % 2 else piece for place, piece in enumerate(pieces))
+    with atomic_write(out / "index.html") as file:
+        file.write(page)
+    return f"{len(page.encode()) / 1e6:.1f} MB" + (f", {data['thinned']}" if data["thinned"] else "")
+
+
+def page_data(study: Study, metric: str, baseline: str | None, found: list[Finding], out: Path) -> dict[str, Any]:
+    """What page.js shows. Links are relative to `out`, so that the study can be moved as a whole."""
+    curves, thinned = _curves(study)
+    rows = study.runs.to_dict("records")
+    settings = {row["run"]: {k: row[k] for k in study.settings if k in row and row[k] == row[k]} for row in rows}
+    common = _common(settings.values())
+    log_characters = min(4000, MOST_LOG_CHARACTERS // len(rows))
+    series = {run["run"]: cell.series for cell in study.cells for run in cell.runs}
+    return {
+        "metric": metric,
+        "metrics": study.metrics,
+        "baseline": baseline,
+        "axes": study.axes,
+        "thinned": thinned,
+        "findings": [{"text": one.text, "names": list(one.names)} for one in found],
+        "styles": {norm: [(s := style_of(norm)).colour, s.symbol] for norm in {c.norm for c in study.cells}},
+        "cells": _cells(study, baseline),
+        "common": {key: _shown(value) for key, value in common.items()},
+        "grids": curves["grids"],
+        "runs": [
+            {
+                "name": row["run"],
+                "series": series.get(row["run"]),
+                "norm": _shown(row.get("norm")),
+                "seed": _shown(row.get("seed")),
+                "state": row["state"],
+                "detail": "; ".join(filter(None, [row["detail"], row["problem"]])),
+                "at": {axis: _shown(row.get(axis)) for axis in study.axes},
+                "values": {tag: _rounded(row.get(tag)) for tag in study.metrics},
+                "settings": {k: _shown(v) for k, v in settings[row["run"]].items() if k not in common},
+                "curves": curves["of"].get(row["run"], {}),
+                "log": _tail(Path(row["directory"]), log_characters),
+                "href": quote(os.path.relpath(row["directory"], out.resolve())),
+            }
+            for row in rows
+        ],
+    }
+
+
+def _cells(study: Study, baseline: str | None) -> list[dict[str, Any]]:
+    differences: dict[str, Mapping[Cell, Estimate]] = {}
+    if baseline:
+        differences = {tag: study.differences(tag, baseline) for tag in study.metrics}
+    made = []
+    for cell in study.cells:
+        states = cell.states
+        pairs = {tag: of[cell] for tag, of in differences.items() if cell in of}
+        made.append(
+            {
+                "norm": cell.norm,
+                "series": cell.series,
+                "at": {axis: _shown(value) for axis, value in cell.at},
+                "nbs": _rounded(cell.nbs),
+                "states": {state: states[state] for state in ("diverged", "failed", *UNFINISHED) if states[state]},
+                "estimates": {tag: _estimate(cell.estimate(tag)) for tag in study.metrics},
+                "differences": {tag: _estimate(pair) for tag, pair in pairs.items()},
+            }
+        )
+    return made
+
+
+def _estimate(found: Estimate) -> list[float | None]:
+    return [found.n, _rounded(found.mean), _rounded(found.half_width)]
+
+
+def _curves(study: Study) -> tuple[dict[str, Any], str]:
+    """Each run's curves as {tag: [grid, values]}, where grid is a place in `grids`, which runs share.
+
+    Where there are more than fit, each keeps as many points, evenly spaced, its first and last among them.
+    """
+    tags = list(study.points.columns[4:])
+    found = {
+        (run, tag): curve
+        for run in study.points["run"].unique()
+        for tag in tags
+        if (curve := curve_of(study, run, tag)) is not None
+    }
+    most = max(10, MOST_CURVE_VALUES // max(1, len(found)))
+    longest = max((len(values) for _, values in found.values()), default=0)
+    grids: dict[tuple[int, ...], int] = {}
+    of: dict[str, dict[str, Any]] = {}
+    for (run, tag), (samples_seen, values) in found.items():
+        if len(values) > most:
+            kept = np.linspace(0, len(values) - 1, most).round().astype(int)
+            samples_seen, values = samples_seen[kept], values[kept]
+        grid = grids.setdefault(tuple(samples_seen.astype(int).tolist()), len(grids))
+        of.setdefault(run, {})[tag] = [grid, [float(f"{value:.4g}") for value in values.tolist()]]
+    thinned = f"curves thinned to {most} of up to {longest} points" if longest > most else ""
+    return {"grids": [list(grid) for grid in grids], "of": of}, thinned
+
+
+def _common(settings: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """What all runs are set to alike; a run that has not begun says little, and takes nothing from it."""
+    begun = [one for one in settings if "model" in one and "optim" in one]
+    if not begun:
+        return {}
+    first, *others = begun
+    return {key: value for key, value in first.items() if all(key in o and o[key] == value for o in others)}
+
+
+def _tail(directory: Path, characters: int) -> str:
+    """The end of the run's log, from the start of a line."""
+    try:
+        with (directory / "log.txt").open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - characters))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return text if size <= characters else text.partition("\n")[2]
+
+
+def _shown(value: Any) -> Any:
+    """A value as JSON has it: what is not there is null."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return None if not math.isfinite(value) else int(value) if value.is_integer() else value
+    return value if isinstance(value, str | int | bool | None) else str(value)
+
+
+def _rounded(value: Any) -> float | None:
+    return float(f"{value:.6g}") if isinstance(value, float | int) and math.isfinite(value) else None
+
+
+def _inline_json(data: Any) -> str:
+    """JSON that cannot end the script element that it stands in, nor begin a tag or a comment there."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e")

@@ -1,0 +1,290 @@
+"""The cells of a study: which runs differ in their seed alone, what is swept, what is missing or doubtful."""
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from normlab.config import SCHEMAS, Config, ConfigError, Section
+from normlab.report.reading import Records
+from normlab.report.statistics import Estimate, estimate, paired_difference
+from normlab.report.style import norm_order
+from normlab.run import RESULTS_VERSION
+
+FIRST_AXES = ("study", "batch_size", "world_size", "virtual_ranks")
+PREFERRED_METRICS = ("val/miou", "val/accuracy")
+Axis = str
+Value = Hashable
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """Runs that differ in their seed alone."""
+
+    norm: str
+    at: tuple[tuple[Axis, Value], ...]
+    """The value of every swept key; a key that the norm does not have is left out."""
+    runs: tuple[dict[str, Any], ...]
+    """Rows of Records.runs; of several with one seed the last written."""
+
+    @property
+    def values(self) -> dict[Axis, Value]:
+        return dict(self.at)
+
+    @property
+    def variant(self) -> tuple[tuple[Axis, Value], ...]:
+        """The norm's own keys among the swept ones."""
+        return tuple((axis, value) for axis, value in self.at if axis.startswith("norm."))
+
+    @property
+    def series(self) -> str:
+        """What a line of a figure or a row of a table is: the norm, and its own keys where they are swept."""
+        return " ".join([self.norm, *(f"{axis.removeprefix('norm.')}={show(v)}" for axis, v in self.variant)])
+
+    @property
+    def states(self) -> Counter[str]:
+        return Counter(run["state"] for run in self.runs)
+
+    @property
+    def nbs(self) -> float:
+        return next((v for run in self.runs if (v := run.get("normalization_batch_size", np.nan)) == v), np.nan)
+
+    def by_seed(self, metric: str) -> dict[int, float]:
+        """The metric of each finished run that has it."""
+        return {
+            run["seed"]: run[metric]
+            for run in self.runs
+            if run["state"] == "finished" and np.isfinite(run.get(metric, np.nan))
+        }
+
+    def estimate(self, metric: str) -> Estimate:
+        return estimate(list(self.by_seed(metric).values()))
+
+    def without(self, *axes: Axis) -> tuple[tuple[Axis, Value], ...]:
+        return tuple((axis, value) for axis, value in self.at if axis not in axes)
+
+    def name(self, *, seed: int | None = None) -> str:
+        words = [self.norm, *(f"{axis}={show(value)}" for axis, value in self.at)]
+        return " ".join(words + ([f"seed={seed}"] if seed is not None else []))
+
+
+class Study:
+    """Runs as cells, with all that a reader of their means has to know."""
+
+    def __init__(self, *records: Records) -> None:
+        self.root = records[0].root
+        if len(records) > 1:
+            records = _named_apart(records)
+        runs = pd.concat([one.runs for one in records], ignore_index=True)
+        self.points = pd.concat([one.points for one in records], ignore_index=True)
+        self.points["run"] = self.points["run"].astype("category")
+        self.settings = sorted(set().union(*(one.settings for one in records)))
+        finals = set().union(*(one.metrics for one in records))
+        lasts = [tag for tag in self.points.columns[4:] if tag not in runs]
+        runs = runs.join(self._last(lasts), on="run")
+        if "results_version" in runs:
+            runs["results_version"] = runs["results_version"].fillna(RESULTS_VERSION)
+        self.runs = runs
+        self.final_metrics = sorted(finals)
+        self.measured = [key for key in ("images_per_second", "wall_s") if key in runs]
+        self.metrics = self.final_metrics + self.measured + lasts
+        self.axes = self._axes()
+        self.duplicates: list[str] = []
+        self.unplaced: list[str] = []
+        self.cells = self._cells()
+
+    def points_of(self, run: str) -> pd.DataFrame:
+        begin, end = self._where.get(run, (0, 0))
+        return self.points.iloc[begin:end]
+
+    @cached_property
+    def _where(self) -> dict[str, tuple[int, int]]:
+        """Each run's rows of `points`, which stand together."""
+        counts = self.points["run"].value_counts(sort=False)
+        order = self.points["run"].drop_duplicates().tolist()
+        ends = np.cumsum([counts[run] for run in order]).tolist()
+        return {run: (end - int(counts[run]), end) for run, end in zip(order, ends, strict=True)}
+
+    def _last(self, tags: list[str]) -> pd.DataFrame:
+        """The last value of curves that are no final metrics, by run."""
+        return self.points.groupby("run", observed=True)[tags].last()
+
+    def _axes(self) -> list[Axis]:
+        """The swept keys: those of config.yaml that change a result and have several values in one norm.
+
+        A key whose section's name already says it (model.depth beside model) is none. Several studies, and
+        results of several versions of the harness, are told apart like any other key.
+        """
+        runs = self.runs
+        kept = [key for key in self.settings if key not in {"norm", "seed"} and key not in NOT_OF_IDENTITY]
+        swept = [key for key in ("study", "results_version") if key in runs and runs[key].nunique() > 1]
+        for key in kept:
+            section = key.rpartition(".")[0]
+            by = ["norm"] if "norm" in runs else []
+            if section in runs and section != "norm":
+                by.append(section)
+            if by and (runs.groupby(by)[key].nunique() > 1).any():
+                swept.append(key)
+        first = [axis for axis in FIRST_AXES if axis in swept]
+        return first + sorted(axis for axis in swept if axis not in first)
+
+    def _cells(self) -> list[Cell]:
+        shared = [axis for axis in self.axes if not axis.startswith("norm.")]
+        groups: dict[tuple[str, tuple[tuple[Axis, Value], ...]], dict[int, dict[str, Any]]] = defaultdict(dict)
+        for row in self.runs.to_dict("records"):
+            run = {key: value for key, value in row.items() if value == value}
+            if not {"norm", "seed", *shared} <= run.keys():
+                self.unplaced.append(run["run"])
+                continue
+            run["seed"] = int(run["seed"])
+            at = tuple((axis, plain_value(run[axis])) for axis in self.axes if axis in run)
+            seeds = groups[run["norm"], at]
+            if (other := seeds.get(run["seed"])) is not None:
+                kept = max(other, run, key=lambda one: (one["state"] == "finished", _written(one["directory"])))
+                self.duplicates.append(f"{other['run']} and {run['run']}: {kept['run']} is counted")
+                run = kept
+            seeds[run["seed"]] = run
+        cells = [
+            Cell(norm, at, tuple(seeds[seed] for seed in sorted(seeds))) for (norm, at), seeds in groups.items()
+        ]
+        return sorted(cells, key=lambda cell: (norm_order(cell.norm), [(a, sort_key(v)) for a, v in cell.at]))
+
+    @cached_property
+    def missing(self) -> list[str]:
+        """Runs that the grid has room for and nobody began: every norm, as it is set somewhere, at every
+        combination of the other keys that some norm has, with every seed of the study."""
+        axes = tuple(axis for axis in self.axes if axis.startswith("norm.") or axis == "results_version")
+        seeds = {run["seed"] for cell in self.cells for run in cell.runs}
+        there = {
+            (cell.norm, cell.variant, cell.without(*axes), run["seed"]) for cell in self.cells for run in cell.runs
+        }
+        series = dict.fromkeys((cell.norm, cell.variant) for cell in self.cells)
+        places = sorted({cell.without(*axes) for cell in self.cells}, key=lambda at: [sort_key(v) for _, v in at])
+        return [
+            Cell(norm, (*place, *variant), ()).name(seed=seed)
+            for norm, variant in series
+            for place in places
+            for seed in sorted(seeds)
+            if (norm, variant, place, seed) not in there
+        ]
+
+    def default_metric(self) -> str:
+        """What the runs call their sweep_metric if they have it, else mIoU, else accuracy, else what there is."""
+        if not self.metrics:
+            raise ConfigError(
+                f"no run below {self.root} has logged a metric yet; python -m launch.status tells more."
+            )
+        named = list(self.runs["sweep_metric"].mode()) if "sweep_metric" in self.runs else []
+        preferred = [metric for metric in (*named, *PREFERRED_METRICS) if metric in self.metrics]
+        return (preferred or self.metrics)[0]
+
+    def check_metric(self, metric: str) -> None:
+        """Raises: ConfigError that lists the metrics there are."""
+        if metric not in self.metrics:
+            raise ConfigError(f"metric={metric} is not in these runs; they have {', '.join(self.metrics)}.")
+
+    def check_axis(self, x: Axis) -> None:
+        """Raises: ConfigError that lists the swept keys."""
+        if x not in (*self.axes, "batch_size"):
+            raise ConfigError(f"x={x} is not swept in these runs; swept are {', '.join(self.axes) or 'no keys'}.")
+
+    def baseline(self, name: str | None) -> str | None:
+        """The series to compare with: the one of that name, or the norm's first; by default bn, if it is there.
+
+        Raises: ConfigError that lists the series there are.
+        """
+        series = list(dict.fromkeys(cell.series for cell in self.cells))
+        chosen = [one for one in series if one == (name or "bn") or one.split(" ")[0] == (name or "bn")]
+        if not chosen and name:
+            raise ConfigError(f"baseline={name} is not in these runs; they have {', '.join(series)}.")
+        return chosen[0] if chosen else None
+
+    def differences(self, metric: str, baseline: str) -> dict[Cell, Estimate]:
+        """Each cell's paired difference to the baseline's cell with the same other keys, where there is one."""
+        norm_keys = tuple(axis for axis in self.axes if axis.startswith("norm."))
+        reference = {cell.without(*norm_keys): cell for cell in self.cells if cell.series == baseline}
+        return {
+            cell: paired_difference(cell.by_seed(metric), reference[place].by_seed(metric))
+            for cell in self.cells
+            if cell.series != baseline and (place := cell.without(*norm_keys)) in reference
+        }
+
+    def facets(self, x: Axis) -> list[tuple[tuple[Axis, Value], ...]]:
+        """Every combination of the swept keys that are neither `x` nor a norm's own."""
+        found = {self.facet(cell, x) for cell in self.cells}
+        return sorted(found, key=lambda facet: [(axis, sort_key(value)) for axis, value in facet])
+
+    @staticmethod
+    def facet(cell: Cell, x: Axis) -> tuple[tuple[Axis, Value], ...]:
+        return tuple((axis, value) for axis, value in cell.at if axis != x and not axis.startswith("norm."))
+
+
+def _written(directory: str) -> float:
+    try:
+        return (Path(directory) / "result.json").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _named_apart(records: tuple[Records, ...]) -> tuple[Records, ...]:
+    """Several studies, whose runs may have the same names: each run's begins with its study's."""
+    names = [one.root.resolve().name for one in records]
+    if len(set(names)) < len(names):
+        names = [str(one.root) for one in records]
+    apart = []
+    for name, one in zip(names, records, strict=True):
+        runs = one.runs.assign(run=name + "/" + one.runs["run"], study=name)
+        points = one.points.assign(
+            run=one.points["run"].cat.rename_categories(lambda run, name=name: f"{name}/{run}")
+        )
+        apart.append(replace(one, runs=runs, points=points))
+    return tuple(apart)
+
+
+def not_of_identity() -> frozenset[str]:
+    """Keys that change no result, as the schema says."""
+    sections: list[type[Section]] = [Config, *chain.from_iterable(s.values() for s in SCHEMAS.values())]
+    return frozenset(
+        f"{section.group}.{spec.name}" if section.group else spec.name
+        for section in sections
+        for spec in fields(section)
+        if not spec.metadata.get("identity", True)
+    )
+
+
+NOT_OF_IDENTITY = not_of_identity()
+
+
+def study_axes(study: Study) -> list[Axis]:
+    """The swept keys that tables and figures are drawn along; the others only tell panels apart."""
+    return [axis for axis in study.axes if axis not in ("study", "results_version")]
+
+
+def plain_value(value: Any) -> Value:
+    """Numbers as pandas keeps them, back to what was written: 4.0 of a column with gaps is 4."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def show(value: Value) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def sort_key(value: Value) -> tuple[int, float, str]:
+    """Numbers by size, then words."""
+    if isinstance(value, int | float):
+        return (0, float(value), "")
+    return (1, 0.0, str(value))
+
+
+def describe(place: Mapping[Axis, Value] | tuple[tuple[Axis, Value], ...]) -> str:
+    return ", ".join(f"{axis}={show(value)}" for axis, value in dict(place).items())

@@ -1,0 +1,138 @@
+"""What the runs say, as tables: for the terminal, as Markdown, as CSV."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from normlab.report.statistics import Estimate
+from normlab.report.study import Axis, Cell, Study, describe, show, sort_key
+
+UNFINISHED = ("running", "queued", "stale", "unreadable")
+IN_WORDS = "mean ± 95 percent interval over n seeds (Student t)"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table with a row for each series and a column for each value of `x`."""
+
+    title: str
+    x: Axis
+    columns: list[str]
+    rows: list[list[str]]
+    """The series' name first."""
+
+
+def grids(study: Study, metric: str, x: Axis, baseline: str | None) -> list[Grid]:
+    """A table for each combination of the other swept keys, and each one's difference to the baseline."""
+    made = _facet_grids(
+        study, f"{metric}, {IN_WORDS}", x, study.cells, lambda cell: _result(cell, metric, cell.estimate(metric))
+    )
+    if baseline is not None:
+        differences = study.differences(metric, baseline)
+        title = f"{metric} minus that of {baseline} with the same seed, {IN_WORDS.replace('seeds', 'pairs')}"
+        made += _facet_grids(study, title, x, list(differences), lambda cell: _number(differences[cell]))
+    return made
+
+
+def _facet_grids(study: Study, title: str, x: Axis, cells: list[Cell], text: Callable[[Cell], str]) -> list[Grid]:
+    made = []
+    own = x.startswith("norm.")
+    for facet in study.facets(x):
+        chosen = [cell for cell in cells if study.facet(cell, x) == facet and (x in cell.values or not own)]
+        if not chosen:
+            continue
+        values = sorted({cell.values.get(x) for cell in chosen}, key=sort_key)
+        rows: dict[str, dict[object, str]] = {}
+        for cell in chosen:
+            rows.setdefault(series_against(cell, x), {})[cell.values.get(x)] = text(cell)
+        made.append(
+            Grid(
+                title + (f"; {describe(facet)}" if facet else ""),
+                x,
+                ["all" if value is None else show(value) for value in values],
+                [[name, *(row.get(value, "missing") for value in values)] for name, row in rows.items()],
+            )
+        )
+    return made
+
+
+def series_against(cell: Cell, x: Axis) -> str:
+    """A cell's series where `x` is the axis: without `x` itself, if that is one of the norm's keys."""
+    if not x.startswith("norm."):
+        return cell.series
+    return Cell(cell.norm, tuple((a, v) for a, v in cell.variant if a != x), ()).series
+
+
+def _result(cell: Cell, metric: str, found: Estimate) -> str:
+    words = [_number(found)] if found.n else []
+    counts = cell.states
+    words += [f"{counts[state]} {state}" for state in ("diverged", "failed", *UNFINISHED) if counts[state]]
+    if without := counts["finished"] - found.n:
+        words.append(f"{without} without {metric}")
+    return ", ".join(words)
+
+
+def _number(found: Estimate) -> str:
+    if found.n == 0:
+        return "no pair"
+    if found.n == 1:
+        return f"{decimals(found.mean)} (n=1, no interval)"
+    return f"{decimals(found.mean)} ± {decimals(found.half_width, like=found.mean)} (n={found.n})"
+
+
+def decimals(value: float, like: float | None = None) -> str:
+    """Four places below 10, as accuracies need; fewer above. As many as `like` has, where it is given."""
+    size = abs(value if like is None else like)
+    places = 4 if size < 10 else 2 if size < 100 else 1
+    return f"{value:.{places}f}"
+
+
+def cells_table(study: Study, metrics: list[str], baseline: str | None) -> pd.DataFrame:
+    """A row for each cell and metric: what tables.csv holds. An interval that there is not is empty."""
+    rows = []
+    for metric in metrics:
+        differences = study.differences(metric, baseline) if baseline else {}
+        for cell in study.cells:
+            found, states = cell.estimate(metric), cell.states
+            row = {
+                "metric": metric,
+                "norm": cell.norm,
+                **{axis: cell.values.get(axis) for axis in study.axes},
+                "normalization_batch_size": cell.nbs,
+                "n": found.n,
+                "mean": found.mean,
+                "low": found.low,
+                "high": found.high,
+                **{state: states[state] for state in ("diverged", "failed", *UNFINISHED)},
+            }
+            if baseline:
+                pair = differences.get(cell, Estimate(0, math.nan, math.nan))
+                row |= {f"minus {baseline}": pair.mean, "minus low": pair.low, "minus high": pair.high}
+                row["pairs"] = pair.n
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def runs_table(study: Study) -> pd.DataFrame:
+    """A row a run: what runs.csv holds."""
+    measured = ("normalization_batch_size", "global_batch_size", "model", "data", "epochs", "samples_seen")
+    machine = ("images_per_second", "wall_s", "device", "device_name", "precision", "torch", "hash")
+    wanted = ["run", "state", "norm", *study.axes, "seed", *measured, *machine, *study.final_metrics, "problem"]
+    return study.runs[[key for key in dict.fromkeys(wanted) if key in study.runs]]
+
+
+def as_markdown(grid: Grid) -> str:
+    head = ["norm", *(f"{grid.x}={column}" for column in grid.columns)]
+    lines = [_line(head), _line(["---"] * len(head)), *(_line(row) for row in grid.rows)]
+    return f"**{_escape(grid.title)}**\n\n" + "\n".join(lines) + "\n"
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(_escape(cell) for cell in cells) + " |"
+
+
+def _escape(text: str) -> str:
+    """As GitHub's Markdown shows it: no name ends a column or begins a tag."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
