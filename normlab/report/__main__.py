@@ -139,7 +139,8 @@ def _print(shown: list[Grid], found: list[Finding]) -> None:
     if not console.is_terminal:
         console.width = 400  # lines are for grep there, not for the eye
     for grid in shown:
-        table = Table(title=grid.title, title_justify="left", box=None, header_style="bold", title_style="bold")
+        console.print(grid.title, style="bold", soft_wrap=True)
+        table = Table(box=None, header_style="bold")
         for column in ("norm", *(f"{grid.x}={column}" for column in grid.columns)):
             table.add_column(column)
         for row in grid.rows:

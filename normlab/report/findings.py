@@ -61,7 +61,11 @@ def _mixtures(study: Study, finished: pd.DataFrame) -> list[Finding]:
             made.append(Finding(f"{key} is mixed: {words}"))
     if "norm" not in runs:
         return made
+    begun = runs[runs["model"].notna()] if "model" in runs else runs.iloc[:0]
     for key in study.settings:
+        if key not in NOT_OF_IDENTITY and (lacking := _lacking(begun, key)).any():
+            text = f"{key} is not in config.yaml of {lacking.sum()} runs, so what it was there is not known"
+            made.append(Finding(text, tuple(begun["run"][lacking])))
         own = key.startswith("norm.") or key in {"norm", "seed"} or key in NOT_OF_IDENTITY
         if own or key in study.axes or key not in runs:
             continue
@@ -70,6 +74,14 @@ def _mixtures(study: Study, finished: pd.DataFrame) -> list[Finding]:
             words = ", ".join(f"{norm} {show(plain_value(value))}" for norm, value in by_norm.items())
             made.append(Finding(f"{key} differs with the norm, so their difference may be its: {words}"))
     return made
+
+
+def _lacking(begun: pd.DataFrame, key: str) -> "pd.Series[bool]":
+    """Runs without a key that others of their kind have, as an older version of the harness leaves them."""
+    section = key.rpartition(".")[0]
+    kind = begun[section] if section in begun else pd.Series("", index=begun.index)
+    known = begun[key].notna()
+    return ~known & known.groupby(kind).transform("any")
 
 
 def _conditions(finished: pd.DataFrame) -> list[str]:

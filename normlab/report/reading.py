@@ -235,12 +235,17 @@ def _points(one: _RunFiles) -> list[dict[str, Any]]:
         points = json.loads(b"[" + b",".join(lines) + b"]")
     except ValueError:
         points = [_line(line) for line in lines]
-    whole = [p for p in points if isinstance(p, dict) and all(_is_number(p.get(key)) for key in PLACE)]
+    whole = [p for p in points if type(p) is dict and _has_place(p)]
     if len(whole) < len(points):
         one.problems.append(f"metrics.jsonl: {len(points) - len(whole)} of {len(points)} lines cannot be read")
     if rest:
         one.problems.append("metrics.jsonl: the last line is half written")
     return whole
+
+
+def _has_place(point: dict[str, Any]) -> bool:
+    whole = type(point.get("step")) is int and type(point.get("samples_seen")) is int
+    return whole and type(point.get("epoch")) in (float, int)
 
 
 def _line(line: bytes) -> Any:
