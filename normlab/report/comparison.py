@@ -50,10 +50,10 @@ def write_comparison(study: Study, metric: str, figures: Sequence[Path]) -> Path
         _write(unfinished, [*_images(figures), _layout(study, metric), _experiment(study)])
         for norm in dict.fromkeys(cell.norm for cell in study.cells):
             cells = [cell for cell in study.cells if cell.norm == norm]
-            _write(unfinished / norm, [*_against(study, cells), *_curves(study, cells, metric)])
+            _write(unfinished / _folder_name(norm), [*_against(study, cells), *_curves(study, cells, metric)])
         for cell in study.cells:
             for run in cell.runs:
-                _write(unfinished / "hparams" / run["run"].replace("/", "_"), _session(study, cell, run))
+                _write(unfinished / "hparams" / _folder_name(run["run"]), _session(study, cell, run))
     return folder
 
 
@@ -83,6 +83,11 @@ def _write(folder: Path, values: Iterable[tuple[int, Summary.Value]]) -> None:
         for step, value in values:
             event = Event(wall_time=now, step=step, summary=Summary(value=[value]))
             writer.write(event.SerializeToString())
+
+
+def _folder_name(name: str) -> str:
+    """One folder's name, whatever a foreign config.yaml calls its norm."""
+    return re.sub(r"[^\w=+-]", "_", name)
 
 
 def _scalar(tag: str, value: float) -> Summary.Value:

@@ -1,0 +1,201 @@
+"""The page in a real browser: it loads, answers, sorts, and lets no name become code."""
+
+import json
+import re
+from urllib.parse import unquote, urlparse
+
+import pytest
+from selenium.webdriver import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from normlab.report.findings import findings
+from normlab.report.page import write_page
+from normlab.report.reading import read
+from normlab.report.study import Study
+from tests.report.made import make_run
+
+PATIENCE_S = 60
+
+
+def write(folder, out):
+    study = Study(read(folder))
+    metric = study.default_metric()
+    out.mkdir(parents=True, exist_ok=True)
+    return study, write_page(study, metric, study.baseline(None), findings(study, metric), out)
+
+
+@pytest.fixture
+def open_page(browser):
+    """open_page(folder): the page of the study, drawn, in the browser."""
+
+    def opened(folder):
+        study, _ = write(folder, folder / "report")
+        browser.get((folder / "report" / "index.html").as_uri())
+        wait(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "#against .scatterlayer .trace"))
+        return study
+
+    yield opened
+    errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert errors == []
+
+
+def wait(browser, condition):
+    return WebDriverWait(browser, PATIENCE_S, poll_frequency=0.05).until(condition)
+
+
+def texts(browser, selector):
+    script = "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)"
+    return browser.execute_script(script, selector)
+
+
+def points(browser, trace):
+    """Where the points of the `trace`-th trace of the first plot are on the screen."""
+    script = """document.getElementById('against').scrollIntoView({behavior: 'instant', block: 'center'});
+        const group = document.querySelectorAll('#against .scatterlayer .trace')[arguments[0]];
+        return [...group.querySelectorAll('.point')].map(p => {const r = p.getBoundingClientRect();
+        return [r.x + r.width / 2, r.y + r.height / 2]})"""
+    return browser.execute_script(script, trace)
+
+
+def hover(browser, x, y):
+    actions = ActionChains(browser)
+    actions.w3c_actions.pointer_action.move_to_location(round(x), round(y))
+    actions.perform()
+
+
+def test_the_page_shows_every_cell_and_run_and_opens_nothing_else(open_page, browser, study_folder):
+    study = open_page(study_folder)
+    assert texts(browser, "h1") == ["study"]
+    assert texts(browser, "#against .legendtext") == ["bn", "gn"]
+    assert len(texts(browser, "#cells tbody tr")) == len(study.cells) == 4
+    assert len(texts(browser, "#runs tbody tr")) == 10
+    first = dict(zip(texts(browser, "#cells th"), texts(browser, "#cells tbody tr:first-child td"), strict=False))
+    found = study.cells[0].estimate("val/accuracy")
+    assert (first["norm"], first["batch_size"], first["n"]) == ("bn", "4", "2")
+    assert float(first["val/accuracy"]) == pytest.approx(found.mean, abs=5e-5)
+    assert "10 runs: 8 finished, 1 failed, 1 stale" in texts(browser, "#findings li")
+    loaded = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert loaded == []
+    source = (study_folder / "report" / "index.html").read_text().partition("<script>")[0]
+    assert not re.search(r"(src|href)=", source)
+
+
+def test_hovering_names_the_run_or_the_cell(open_page, browser, study_folder):
+    study = open_page(study_folder)
+    # Trace 0 is the means of bn; trace 1 its single runs.
+    hover(browser, *points(browser, 0)[0])
+    shown = wait(browser, lambda b: "".join(texts(b, "#against .hoverlayer .hovertext")))
+    assert "bn; batch_size=4" in shown
+    assert "(n=2" in shown
+    assert "NBS 4" in shown
+    for x, y in points(browser, 1):
+        hover(browser, x, y)
+        shown = wait(browser, lambda b: "".join(texts(b, "#against .hoverlayer .hovertext")))
+        if any(run in shown for run in study.runs["run"]):
+            break
+    else:
+        pytest.fail("no run was named")
+
+
+def test_a_click_on_the_legend_hides_a_norm(open_page, browser, study_folder):
+    open_page(study_folder)
+    before = len(texts(browser, "#against .scatterlayer .trace"))
+    browser.find_element(By.CSS_SELECTOR, "#against .legendtoggle").click()  # bn: means and single runs
+    wait(browser, lambda b: len(texts(b, "#against .scatterlayer .trace")) == before - 2)
+    left = browser.execute_script(
+        "return document.getElementById('against').data.filter(t => (t.visible ?? true) === true).map(t => t.name)"
+    )
+    assert set(left) == {"gn"}
+
+
+def test_metric_and_axes_are_chosen_and_tables_follow(open_page, browser, study_folder):
+    study = open_page(study_folder)
+    Select(browser.find_element(By.ID, "metric")).select_by_visible_text("val/loss")
+    assert texts(browser, "#against .ytitle") == ["val/loss"]
+    assert "val/loss" in texts(browser, "#cells th")
+    drawn = browser.execute_script("return document.getElementById('against').data[0].y")
+    assert drawn == pytest.approx([c.estimate("val/loss").mean for c in study.cells if c.norm == "bn"], rel=1e-5)
+    Select(browser.find_element(By.ID, "x")).select_by_visible_text("images_per_second")
+    assert texts(browser, "#against .xtitle") == ["images_per_second"]
+    Select(browser.find_element(By.ID, "kind")).select_by_index(1)
+    assert texts(browser, "#against .ytitle") == ["val/loss minus that of bn"]
+    Select(browser.find_element(By.ID, "curve")).select_by_visible_text("train/loss")
+    names = browser.execute_script("return document.getElementById('curves').data.map(t => t.customdata[0])")
+    cells = [cell for cell in study.cells if cell.values["batch_size"] == 4]
+    assert set(names) == {run["run"] for cell in cells for run in cell.runs}
+
+
+def test_a_heading_sorts_and_sorts_back(open_page, browser, study_folder):
+    open_page(study_folder)
+    column = texts(browser, "#runs th").index("val/accuracy")
+    heading = browser.find_elements(By.CSS_SELECTOR, "#runs th")[column]
+
+    def values():
+        return [float(v) for v in texts(browser, f"#runs tbody td:nth-child({column + 1})") if v]
+
+    browser.execute_script("arguments[0].click()", heading)
+    assert values() == sorted(values())
+    browser.execute_script("arguments[0].click()", heading)
+    assert values() == sorted(values(), reverse=True)
+    assert len(set(values())) > 1
+    browser.find_element(By.ID, "find").send_keys("gn finished")
+    assert len(texts(browser, "#runs tbody tr")) == 4
+    assert texts(browser, "#count") == ["4 of 10 runs"]
+
+
+def test_a_run_shows_its_settings_curve_log_and_directory(open_page, browser, study_folder):
+    study = open_page(study_folder)
+    row = browser.find_element(By.CSS_SELECTOR, "#runs tbody tr.finished")
+    name = row.find_element(By.TAG_NAME, "td").text
+    browser.execute_script("arguments[0].click()", row)
+    wait(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "#run-curve .scatterlayer .trace"))
+    assert texts(browser, "#run-name") == [name]
+    assert "the last line" in texts(browser, "#run-log")[0]
+    cells = texts(browser, "#run-settings td")
+    settings = dict(zip(cells[::2], cells[1::2], strict=True))
+    run = study.runs.set_index("run").loc[name]
+    assert (settings["norm"], float(settings["optim.lr"])) == (run["norm"], run["optim.lr"])
+    assert set(settings) >= {"batch_size", "data.num_train", "norm.eps"}
+    link = browser.find_element(By.ID, "run-link").get_attribute("href")
+    assert unquote(urlparse(link).path) == str(study_folder.resolve() / name)
+
+
+EVIL = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=2>"
+
+
+def test_no_name_or_value_becomes_code(open_page, browser, tmp_path):
+    folder = tmp_path / "x<img src=x onerror=window.hacked=3>"
+    metric = {"metrics": {"val/accuracy": 0.5, EVIL.replace("/", "|"): 1.0}}
+    names = [EVIL.replace("/", "|"), "<b>b", "a&amp;b"]
+    for seed, name in enumerate(names):
+        run = make_run(folder, name=name, norm=EVIL, seed=seed, note=EVIL, result=metric, curve={8: 0.1})
+        (run / "log.txt").write_text(EVIL)
+    (folder / "broken").mkdir()
+    (folder / "broken" / "result.json").write_text(json.dumps({"status": "failed", "metrics": {}, "error": EVIL}))
+    open_page(folder)
+    for select in ("metric", "x", "curve"):
+        for option in Select(browser.find_element(By.ID, select)).options:
+            option.click()
+    for row in browser.find_elements(By.CSS_SELECTOR, "#runs tbody tr"):
+        browser.execute_script("arguments[0].click()", row)
+    hover(browser, *points(browser, 0)[0])
+    assert browser.execute_script("return window.hacked ?? null") is None
+    assert browser.execute_script("return document.querySelectorAll('img, #data ~ script').length") == 1
+    assert EVIL in texts(browser, "#runs td:nth-child(3)")
+    assert set(names) <= set(texts(browser, "#runs td:first-child"))
+
+
+def test_the_page_of_a_thousand_runs_is_below_10_mb_says_that_curves_are_thinned_and_opens(
+    browser, thousand, tmp_path
+):
+    study, said = write(thousand, tmp_path)
+    assert (tmp_path / "index.html").stat().st_size < 10e6
+    assert re.search(r"curves thinned to \d+ of up to 180 points", said)
+    assert {cell.estimate("val/accuracy").n for cell in study.cells} == {40}
+    browser.get((tmp_path / "index.html").as_uri())
+    wait(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "#curves .scatterlayer .trace"))
+    assert "Curves thinned to" in texts(browser, "#thinned")[0]
+    assert len(texts(browser, "#runs tbody tr")) == 1000
+    assert len(texts(browser, "#curves .scatterlayer .trace")) == 200  # 5 norms of 40 seeds at one batch size
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []

@@ -1,0 +1,181 @@
+"""Cells: what is swept, what a mean is over, what is missing or doubtful."""
+
+import os
+
+import pytest
+
+from normlab.config import ConfigError
+from normlab.report.findings import findings
+from normlab.report.reading import read
+from normlab.report.study import Study
+from tests.report.made import make_run
+
+
+def study_of(*roots):
+    return Study(*map(read, roots))
+
+
+def said(study, metric="val/accuracy"):
+    return {one.text: one.names for one in findings(study, metric)}
+
+
+def cell_of(study, norm, **at):
+    [cell] = [c for c in study.cells if c.norm == norm and all(c.values.get(k) == v for k, v in at.items())]
+    return cell
+
+
+def test_a_real_studys_cells_are_its_norms_and_batch_sizes(study):
+    assert study.axes == ["batch_size"]
+    assert [cell.name() for cell in study.cells] == [f"{n} batch_size={b}" for n in ("bn", "gn") for b in (4, 8)]
+    cell = cell_of(study, "bn", batch_size=8)
+    finals = study.runs[(study.runs["norm"] == "bn") & (study.runs["batch_size"] == 8)]["val/accuracy"].dropna()
+    assert (len(finals), cell.estimate("val/accuracy").n) == (2, 2)
+    assert cell.estimate("val/accuracy").mean == pytest.approx(finals.mean())
+    assert (cell.nbs, cell_of(study, "gn", batch_size=8).nbs) == (8, 1)
+    assert cell.states == {"finished": 2, "failed": 1}
+
+
+def test_every_swept_key_is_found_and_no_other(tmp_path):
+    for seed in (0, 1):
+        for lr in (0.1, 0.2):
+            for groups in (2, 4):
+                make_run(tmp_path, norm="gn", norm__num_groups=groups, optim__lr=lr, seed=seed, threads=1 + seed)
+            make_run(tmp_path, optim__lr=lr, seed=seed, output_dir=f"somewhere{lr}")
+    study = study_of(tmp_path)
+    assert study.axes == ["norm.num_groups", "optim.lr"]
+    assert {cell.series for cell in study.cells} == {"bn", "gn num_groups=2", "gn num_groups=4"}
+    assert all(cell.estimate("val/accuracy").n == 2 for cell in study.cells)
+    assert study.missing == []
+
+
+def test_a_key_that_its_section_decides_is_not_swept_and_one_that_goes_with_the_norm_is_said(tmp_path):
+    for norm, lr in (("bn", 0.1), ("frn", 0.05)):
+        for model, depth in (("resnet8", 8), ("resnet20", 20)):
+            make_run(tmp_path, norm=norm, norm__eps=lr / 1e4, optim__lr=lr, model=model, model__depth=depth)
+    study = study_of(tmp_path)
+    assert study.axes == ["model"]
+    [text] = [text for text in said(study) if "differs with the norm" in text]
+    assert text.startswith("optim.lr differs with the norm")
+    assert text.endswith("bn 0.1, frn 0.05")
+
+
+def test_a_mean_is_over_seeds_alone(tmp_path):
+    for seed, accuracy in ((0, 0.4), (1, 0.6)):
+        make_run(tmp_path, accuracy, seed=seed, label_smoothing=0.0)
+        make_run(tmp_path, accuracy + 0.2, seed=seed, label_smoothing=0.1)
+    make_run(tmp_path, 0.0, seed=2, label_smoothing=0.1, result={"results_version": 2})
+    study = study_of(tmp_path)
+    means = {tuple(value for _, value in cell.at): cell.estimate("val/accuracy") for cell in study.cells}
+    assert study.axes == ["label_smoothing", "results_version"]
+    assert {at: (found.n, found.mean) for at, found in means.items()} == {
+        (0, 1): (2, pytest.approx(0.5)),
+        (0.1, 1): (2, pytest.approx(0.7)),
+        (0.1, 2): (1, 0.0),
+    }
+    assert any("results_version is mixed, 1 (4 runs), 2 (1 runs)" in text for text in said(study))
+
+
+def test_a_key_that_some_runs_do_not_have_is_said(tmp_path):
+    make_run(tmp_path, seed=0, name="older")
+    make_run(tmp_path, seed=1, label_smoothing=0.1)
+    make_run(tmp_path, seed=1, norm="gn", norm__num_groups=2, label_smoothing=0.1)
+    told = said(study_of(tmp_path))
+    assert told["label_smoothing is not in config.yaml of 1 runs, so what it was there is not known"] == ("older",)
+    assert not any("num_groups" in text for text in told)
+
+
+def test_diverged_failed_and_unfinished_runs_are_in_no_mean_and_named(tmp_path):
+    make_run(tmp_path, 0.5, seed=0)
+    make_run(tmp_path, status="diverged", seed=1, curve={8: 0.9}, name="gone")
+    make_run(tmp_path, status="failed", seed=2, result={"error": "rank 1: first\nno memory"}, name="broke")
+    make_run(tmp_path, status=None, seed=3, curve={8: 0.9}, name="stopped")
+    make_run(tmp_path, None, seed=4, name="mute")
+    study = study_of(tmp_path)
+    [cell] = study.cells
+    assert (cell.estimate("val/accuracy").n, cell.estimate("val/accuracy").mean) == (1, 0.5)
+    assert cell.states == {"finished": 2, "diverged": 1, "failed": 1, "stale": 1}
+    told = said(study)
+    assert told["5 runs: 2 finished, 1 diverged, 1 failed, 1 stale"] == ()
+    assert told["1 diverged"] == ("gone",)
+    assert told["1 failed"] == ("broke: no memory",)
+    assert told["1 stale"][0].startswith("stopped")
+    assert told["1 finished without val/accuracy"] == ("mute",)
+
+
+def test_missing_runs_are_those_that_the_grid_has_room_for(tmp_path):
+    for norm in ("bn", "gn"):
+        for batch_size in (2, 4):
+            for seed in (0, 1):
+                if (norm, batch_size, seed) not in {("gn", 4, 0), ("gn", 4, 1), ("bn", 2, 1)}:
+                    make_run(tmp_path, norm=norm, batch_size=batch_size, seed=seed)
+    missing = ["bn batch_size=2 seed=1", "gn batch_size=4 seed=0", "gn batch_size=4 seed=1"]
+    study = study_of(tmp_path)
+    assert study.missing == missing
+    assert said(study)["3 missing from the grid"] == tuple(missing)
+
+
+def test_two_runs_of_one_cell_and_seed_are_named_and_the_last_is_counted(tmp_path):
+    for name, accuracy, written in (("old", 0.1, 1000), ("new", 0.9, 2000)):
+        directory = make_run(tmp_path, accuracy, name=name)
+        os.utime(directory / "result.json", (written, written))
+    study = study_of(tmp_path)
+    assert study.cells[0].by_seed("val/accuracy") == {0: 0.9}
+    assert study.duplicates == ["new and old: new is counted"]
+    assert any("pairs of runs of one cell and seed" in text for text in said(study))
+
+
+def test_runs_whose_place_is_not_known_are_named(tmp_path):
+    make_run(tmp_path, optim__lr=0.1)
+    make_run(tmp_path, optim__lr=0.2)
+    lost = make_run(tmp_path, seed=1, name="lost")
+    (lost / "config.yaml").write_text("norm: {name: bn}\nseed: 1\n")
+    study = study_of(tmp_path)
+    assert study.unplaced == ["lost"]
+    assert any("1 runs that no cell counts" in text for text in said(study))
+
+
+def test_differences_are_paired_by_seed_within_the_same_other_keys(tmp_path):
+    accuracies = {("bn", 2): [0.1, 0.3], ("gn", 2): [0.2, 0.5], ("bn", 4): [0.6, 0.6], ("gn", 4): [0.5, 0.4]}
+    for (norm, batch_size), values in accuracies.items():
+        for seed, accuracy in enumerate(values):
+            make_run(tmp_path, accuracy, norm=norm, batch_size=batch_size, seed=seed)
+    make_run(tmp_path, 0.9, norm="gn", batch_size=2, seed=7)
+    study = study_of(tmp_path)
+    found = {cell.values["batch_size"]: e for cell, e in study.differences("val/accuracy", "bn").items()}
+    assert {batch: (e.n, round(e.mean, 12)) for batch, e in found.items()} == {2: (2, 0.15), 4: (2, -0.15)}
+    assert study.baseline(None) == "bn"
+    assert study.baseline("gn") == "gn"
+
+
+def test_metrics_come_from_results_from_measurements_and_from_the_last_point(study, tmp_path):
+    assert {"val/accuracy", "images_per_second", "train/loss", "grad_norm"} <= set(study.metrics)
+    cell = study.cells[0]
+    run = cell.runs[0]["run"]
+    last = study.points[study.points["run"] == run]["train/loss"].dropna().iloc[-1]
+    assert cell.by_seed("train/loss")[cell.runs[0]["seed"]] == last
+    assert study.default_metric() == "val/accuracy"
+    for seed in (0, 1):
+        make_run(tmp_path, result={"metrics": {"val/miou": 0.4, "val/iou/cat": 0.2}}, seed=seed)
+    segmentation = study_of(tmp_path)
+    assert segmentation.default_metric() == "val/miou"
+    assert segmentation.cells[0].estimate("val/iou/cat").n == 2
+
+
+def test_what_is_not_there_is_answered_with_what_is(study):
+    with pytest.raises(ConfigError, match=r"metric=val/acc is not .*; they have .*val/accuracy"):
+        study.check_metric("val/acc")
+    with pytest.raises(ConfigError, match=r"baseline=ln is not .*; they have bn, gn"):
+        study.baseline("ln")
+    with pytest.raises(ConfigError, match=r"x=optim.lr is not swept .* swept are batch_size"):
+        study.check_axis("optim.lr")
+
+
+def test_studies_that_are_compared_keep_their_runs_apart(tmp_path):
+    for name, accuracy in (("a", 0.4), ("b", 0.7)):
+        for seed in (0, 1):
+            make_run(tmp_path / name, accuracy, seed=seed, name=f"same{seed}", curve={8: accuracy})
+    study = study_of(tmp_path / "a", tmp_path / "b")
+    assert study.axes == ["study"]
+    assert {c.values["study"]: c.estimate("val/accuracy").mean for c in study.cells} == {"a": 0.4, "b": 0.7}
+    assert study.points_of("b/same1")["val/accuracy"].tolist() == [0.7]
+    assert study.duplicates == []
