@@ -93,6 +93,7 @@ def test_diverged_failed_and_unfinished_runs_are_in_no_mean_and_named(tmp_path):
     study = study_of(tmp_path)
     [cell] = study.cells
     assert (cell.estimate("val/accuracy").n, cell.estimate("val/accuracy").mean) == (1, 0.5)
+    assert cell.by_seed("images_per_second") == {0: 100.0, 4: 100.0}
     assert cell.states == {"finished": 2, "diverged": 1, "failed": 1, "stale": 1}
     told = said(study)
     assert told["5 runs: 2 finished, 1 diverged, 1 failed, 1 stale"] == ()
