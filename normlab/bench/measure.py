@@ -1,0 +1,170 @@
+"""What one norm layer takes: time, memory kept for backward, and what its ranks send each other."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from normlab.bench.ranks import Kept
+from normlab.config import SCHEMAS, NormConfig, Precision
+from normlab.distributed import Ranks
+from normlab.norms import convert_norms
+
+
+@dataclass(frozen=True)
+class Case:
+    """One norm on one input, on each of `world_size` ranks."""
+
+    norm: str
+    shape: tuple[int, int, int, int]
+    """(B, C, H, W) on each rank."""
+
+    precision: Precision
+    """bf16: the input is bfloat16 and the layer's parameters float32, as under autocast."""
+
+    channels_last: bool
+    world_size: int
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One call that a rank makes to the others."""
+
+    name: str
+    """all_gather, all_reduce, ..."""
+
+    message_bytes: int
+    """What this rank hands in. How much of it goes over the wire, and how often, is the backend's business."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is the same in every step of a case."""
+
+    saved_bytes: int
+    """See `saved_bytes`."""
+
+    collectives: list[Collective]
+    """Of one forward and one backward, in their order."""
+
+    step_s: float
+    """A first guess."""
+
+
+class Traffic(TorchDispatchMode):
+    """Inside the block, `calls` collects every collective that this process makes, whoever makes it.
+
+    Read from torch's dispatcher, through which every backend's calls go, those of DDP's C++ too.
+    """
+
+    NAMES = {"_allgather_base_": "all_gather", "allgather_": "all_gather", "allreduce_": "all_reduce"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Collective] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace == "c10d":
+            given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | (kwargs or {})
+            sent = next((v for name, v in given.items() if name.startswith("input")), given.get("tensors", []))
+            tensors = [sent] if isinstance(sent, Tensor) else sent
+            name = func._schema.name.partition("::")[2]
+            self.calls.append(Collective(self.NAMES.get(name, name.strip("_")), sum(t.nbytes for t in tensors)))
+        return func(*args, **(kwargs or {}))
+
+
+def saved_bytes(forward: Callable[[], Tensor], owned: Iterable[Tensor]) -> int:
+    """Bytes that autograd keeps from `forward` until its backward.
+
+    Counted are the whole storages of all tensors that are saved, each once however many tensors share it, the
+    layer's input included; but not those of `owned` (parameters and buffers), which are there anyway.
+    """
+    storages: dict[tuple[str, int], int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[str(tensor.device), storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        y = forward()  # held, so that no storage is freed and its address used again
+    for tensor in owned:
+        storages.pop((str(tensor.device), tensor.untyped_storage().data_ptr()), None)
+    del y
+    return sum(storages.values())
+
+
+class LayerStep:
+    """Forward and backward of one layer, the way training calls it, on random input."""
+
+    def __init__(self, case: Case, device: torch.device) -> None:
+        layout = torch.channels_last if case.channels_last else torch.contiguous_format
+        wide = torch.float64 if case.precision is Precision.fp64 else torch.float32
+        bf16 = case.precision is Precision.bf16
+        self.device = device
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        layer = convert_norms(nn.Sequential(nn.BatchNorm2d(case.shape[1])), norm_config(case.norm))
+        self.layer = layer.to(device, wide).train()
+        x_BCHW = torch.randn(case.shape, device=device, dtype=torch.bfloat16 if bf16 else wide)
+        self.x_BCHW = x_BCHW.contiguous(memory_format=layout).requires_grad_()
+        self.dy_BCHW = torch.randn_like(self.x_BCHW.detach())
+        self.wanted = [self.x_BCHW, *(p for p in self.layer.parameters() if p.requires_grad)]
+
+    def forward(self) -> Tensor:
+        with self.autocast:
+            return self.layer(self.x_BCHW)
+
+    def backward(self, y_BCHW: Tensor) -> None:
+        torch.autograd.grad(y_BCHW, self.wanted, self.dy_BCHW.to(y_BCHW.dtype), allow_unused=True)
+
+    def times(self, steps: int) -> tuple[float, float]:
+        """Seconds of a forward and of a backward: medians over `steps` of both in turn."""
+        forward_s, backward_s = [], []
+        for _ in range(steps):
+            began = self._clock()
+            y_BCHW = self.forward()
+            between = self._clock()
+            self.backward(y_BCHW)
+            forward_s.append(between - began)
+            backward_s.append(self._clock() - between)
+        return median(forward_s), median(backward_s)
+
+    def _clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def norm_config(name: str) -> NormConfig:
+    """A norm with the values that `norm=name` alone gives it."""
+    config = SCHEMAS["norm"][name](name=name)  # type: ignore[call-arg]
+    assert isinstance(config, NormConfig)
+    return config
+
+
+def examine(ranks: Ranks, kept: Kept, case: Case) -> Facts:
+    """Build a case's layer, keep it for `time_steps`, and see what does not need repeating.
+
+    Collective: every rank must call.
+    """
+    step = kept[case] = LayerStep(case, ranks.device)
+    step.times(2)  # first calls choose kernels and make connections
+    owned = [*step.layer.parameters(), *step.layer.buffers()]
+    with Traffic() as traffic:
+        step.backward(step.forward())
+    return Facts(saved_bytes(step.forward, owned), traffic.calls, sum(step.times(3)))
+
+
+def time_steps(ranks: Ranks, kept: Kept, case: Case, steps: int) -> tuple[float, float]:
+    """Seconds of forward and backward of a case that was examined. Collective: every rank must call."""
+    if ranks.world_size > 1:
+        dist.barrier()
+    return kept[case].times(steps)

@@ -1,0 +1,40 @@
+"""Repeated measurements as a median with an interval."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The median of `n` values, and the interval that holds the true median with probability `coverage`."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+    coverage: float
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Median and its order-statistic interval, which assumes no distribution.
+
+    Of n sorted values, [x_k, x_(n+1-k)] misses the true median with probability 2 P(Binomial(n, 1/2) < k). The
+    largest k that leaves 95 percent is taken; below 6 values there is none, and the interval is their range,
+    with the coverage that it has.
+    Raises: AssertionError where there is no value.
+    """
+    ordered, n = sorted(values), len(values)
+    assert n, "no values"
+    k, missed = 1, 2 * 0.5**n
+    while (more := missed + 2 * math.comb(n, k) * 0.5**n) <= 1 - CONFIDENCE:
+        k, missed = k + 1, more
+    return Summary(median(ordered), ordered[k - 1], ordered[n - k], n, max(0.0, 1 - missed))
+
+
+def relative_to(values: Sequence[float], reference: Sequence[float]) -> Summary:
+    """The ratio of two measurements that took turns: each round's by itself, so that drift hits both alike."""
+    return summarize([a / b for a, b in zip(values, reference, strict=True)])
