@@ -19,7 +19,7 @@ LAYERS = [
     ["normlab.evaluate"],
     ["normlab.trainer", "normlab.preflight"],
     ["launch"],
-    ["normlab.report"],
+    ["normlab.report", "normlab.bench"],
     ["train"],
 ]
 WITHOUT_TORCH = [

@@ -10,9 +10,8 @@ messages in rounds, all ranks at once:
 
 The ring's neighbours pass blocks on; "tree" is recursive doubling and halving, whose partners are a binomial
 tree's, with log2(p) rounded up where p is no power of two. beta of an all-reduce holds the additions too.
-Source: Thakur, Rabenseifner & Gropp 2005, Int. J. High Performance Computing Applications 19(1), 49-66
-(all-gather: section 4.1; all-reduce: section 4.5); the ring's all-reduce: Patarasuk & Yuan 2009, J. Parallel
-and Distributed Computing 69(2), 117-124.
+Source: Thakur, Rabenseifner & Gropp 2005, Int. J. High Performance Computing Applications 19(1), 49-66; the
+ring's all-reduce: Patarasuk & Yuan 2009, J. Parallel and Distributed Computing 69(2), 117-124.
 """
 
 import math
@@ -73,18 +72,21 @@ class Point:
 
 
 def fit(points: Sequence[Point]) -> Link:
-    """alpha and beta of one collective's points, the least sum of squared relative errors, neither below 0.
+    """alpha and beta of one collective's points: least squares of log(model / measured), by Gauss-Newton.
 
+    In logarithms a point counts the same whether it is short or long, and twice as much the same as half.
     gloo's all-gather and all-reduce are rings (gloo/allgather.cc, gloo/allreduce.cc), so the ring's terms.
     """
     terms_P2 = np.array([ALGORITHMS["ring"][p.collective](p.ranks, p.message_bytes) for p in points])
-    relative_P2 = terms_P2 / np.array([[p.seconds] for p in points])
-    ones_P = np.ones(len(points))
-    (alpha, beta), *_ = np.linalg.lstsq(relative_P2, ones_P, rcond=None)
-    if alpha < 0 or beta < 0:  # then one of them alone explains the points best
-        column = 1 if alpha < 0 else 0
-        value = float(relative_P2[:, column].sum() / (relative_P2[:, column] ** 2).sum())
-        alpha, beta = (0.0, value) if column else (value, 0.0)
+    seconds_P = np.array([p.seconds for p in points])
+    # Each parameter begins where it alone explains the points that it can explain.
+    log_2 = np.log([(seconds_P / terms_P2[:, i]).min() for i in range(2)])
+    for _ in range(100):
+        parts_P2 = terms_P2 * np.exp(log_2)
+        model_P = parts_P2.sum(1)
+        step_2, *_ = np.linalg.lstsq(parts_P2 / model_P[:, None], np.log(seconds_P / model_P), rcond=None)
+        log_2 += step_2.clip(-1, 1)
+    alpha, beta = np.exp(log_2)
     return Link(float(alpha), float(beta))
 
 

@@ -23,11 +23,11 @@ Kept = dict[Any, Any]
 class RankGroup:
     """`world_size` ranks that wait for their turn; a group of one has no process group, as in training.
 
-    `threads` is what each rank computes with (its share of the cores). Use it as a context: on leaving, the
+    `threads` is what each rank computes with, by default its share of the cores. A context: on leaving it, the
     ranks end, and they end by themselves where this process dies.
     """
 
-    def __init__(self, world_size: int, device: Device) -> None:
+    def __init__(self, world_size: int, device: Device, threads: int | None = None) -> None:
         self.world_size = world_size
         # launch.local.preload() has one begin to import torch; without that it starts here.
         context = multiprocessing.get_context("forkserver")
@@ -36,7 +36,7 @@ class RankGroup:
         self._processes: list[Any] = []
         for rank in range(world_size):
             ours, theirs = context.Pipe()
-            args = (rank, world_size, device, str(Path(self._folder.name) / "store"), theirs)
+            args = (rank, world_size, device, threads, str(Path(self._folder.name) / "store"), theirs)
             process = context.Process(target=_serve, args=args, daemon=True)
             process.start()
             theirs.close()
@@ -96,7 +96,12 @@ class RankGroup:
 
 
 def _serve(
-    rank: int, world_size: int, device: Device, store: str, pipe: multiprocessing.connection.Connection
+    rank: int,
+    world_size: int,
+    device: Device,
+    threads: int | None,
+    store: str,
+    pipe: multiprocessing.connection.Connection,
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the asking process's to act on
     end_with_parent()
@@ -109,7 +114,7 @@ def _serve(
 
             ranks = Ranks(rank, world_size, world_size, torch.device("cuda", rank))
             torch.cuda.set_device(ranks.device)
-        threads = ranks.set_threads(None)
+        threads = ranks.set_threads(threads)
         if world_size > 1:
             backend = "nccl" if here.type == "cuda" else "gloo"
             dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=world_size)
