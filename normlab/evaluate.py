@@ -1,6 +1,6 @@
 """Exact evaluation: every sample once, the same model on all ranks, the same number at any world size."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,7 +15,14 @@ from normlab.data.batches import eval_batches, precise_batches
 from normlab.data.dataset import Dataset, Split
 from normlab.data.order import fixed_permutation
 from normlab.distributed import Ranks
-from normlab.norms.running_stats import RankStatistics, as_buffers, precise_statistics
+from normlab.norms import diagnostics
+from normlab.norms.running_stats import (
+    RankStatistics,
+    as_buffers,
+    chunked_twin,
+    from_buffers,
+    precise_statistics,
+)
 from normlab.tasks import Segmentation, Task
 
 Buffers = dict[str, torch.Tensor]
@@ -71,13 +78,14 @@ class Evaluator:
         ranks: Ranks,
         task: Task,
         augmentation: Augmentation,
+        norm_names: Sequence[str],
         *,
         dtype: torch.dtype,
         autocast: torch.autocast,
         memory_format: torch.memory_format,
     ) -> None:
         self.module, self.cfg, self.dataset, self.ranks = module, cfg, dataset, ranks
-        self.task, self.augmentation = task, augmentation
+        self.task, self.augmentation, self.norm_names = task, augmentation, norm_names
         self.dtype, self.autocast, self.memory_format = dtype, autocast, memory_format
 
     def buffers(self) -> tuple[Buffers, dict[str, float]]:
@@ -97,24 +105,72 @@ class Evaluator:
         return buffers | as_buffers(self.module, *chosen), statistics.spread()
 
     def _precise(self, norm: BatchNormConfig) -> tuple[torch.Tensor, torch.Tensor]:
+        images = (images_BCHW for images_BCHW, _ in self._chunks(self.dataset.train, norm.precise_samples))
+        return precise_statistics(self.module, images, self._chunk_size(), self.ranks, autocast=self.autocast)
+
+    def _chunk_size(self) -> int:
+        """The samples that share statistics in training."""
         logical_ranks = self.cfg.logical_ranks(self.ranks.world_size)
-        chunk_size = norm.normalization_batch_size(self.cfg.batch_size, logical_ranks)
+        return self.cfg.norm.normalization_batch_size(self.cfg.batch_size, logical_ranks)
+
+    def _chunks(self, split: Split, samples: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """This rank's batches of `samples` samples of a split, in whole chunks, at the training's size."""
         batches = precise_batches(
-            self.dataset.train,
+            split,
             self.augmentation,
             self.dataset.mean_C,
             self.dataset.std_C,
             seed=self.cfg.seed,
-            samples=norm.precise_samples,
-            chunk_size=chunk_size,
-            chunks_per_batch=max(1, self.cfg.eval_batch // chunk_size),
+            samples=samples,
+            chunk_size=self._chunk_size(),
+            chunks_per_batch=max(1, self.cfg.eval_batch // self._chunk_size()),
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
             device=self.ranks.device,
             dtype=self.dtype,
         )
-        images = (images_BCHW.contiguous(memory_format=self.memory_format) for images_BCHW in batches)
-        return precise_statistics(self.module, images, chunk_size, self.ranks, autocast=self.autocast)
+        for images_BCHW, labels in batches:
+            yield images_BCHW.contiguous(memory_format=self.memory_format), labels
+
+    def diagnose(self, buffers: Buffers) -> tuple[dict[str, float], diagnostics.PerLayer]:
+        """What the norm layers do (see norms.diagnostics), and train_mode_gap: scalars, and a value a layer.
+
+        A few samples of train, unaugmented, are looked at. val/train_mode_gap is the task's main metric on as
+        many samples of val in train mode (statistics of chunks of NBS samples) less that in eval mode, on the
+        same pictures, cut to the training's size. It is left out where val has no whole chunk.
+        Source: the gap between modes: Wu & Johnson 2021, arXiv:2105.07576, section 4.
+        """
+        samples = max(self.cfg.diagnostics_samples, self._chunk_size())
+        images = (images_BCHW for images_BCHW, _ in self._chunks(self.dataset.train, samples))
+        seen = diagnostics.probe(
+            self.module, self.norm_names, images, self._chunk_size(), self.ranks, autocast=self.autocast
+        )
+        statistics = RankStatistics.gather(self.module, self.ranks)
+        of_layers = {f"norm/{tag}": values for tag, values in seen.outputs.items()}
+        ranges = diagnostics.gamma_ranges(self.module, self.norm_names)
+        of_layers |= {f"norm/{tag}": values for tag, values in ranges.items()}
+        if statistics is not None and seen.precise is not None:
+            gaps = diagnostics.gaps(self.module, from_buffers(self.module, buffers), seen.precise)
+            spreads = diagnostics.spreads(self.module, statistics)
+            of_layers |= {f"running_stats/{tag}": values for tag, values in (gaps | spreads).items()}
+        scalars = diagnostics.of_network(of_layers)
+        return scalars | self._train_mode_gap(buffers, samples), of_layers
+
+    def _train_mode_gap(self, buffers: Buffers, samples: int) -> dict[str, float]:
+        twin, _ = chunked_twin(self.module, self._chunk_size())
+        sums_2 = torch.stack([self.task.zero_sums(self.ranks.device)] * 2)
+        with evaluating(self.module), self.autocast:
+            for images_BCHW, labels in self._chunks(self.dataset.val, samples):
+                self.task.add_evaluation(sums_2[0], twin(images_BCHW), labels)
+                output = functional_call(self.module, buffers, (images_BCHW,))
+                self.task.add_evaluation(sums_2[1], output, labels)
+        sums_2 = self.ranks.sum(sums_2)
+        if not sums_2[0].any():
+            return {}
+        in_train_mode, in_eval_mode = (self.task.metrics(sums).get(self.cfg.main_metric) for sums in sums_2)
+        if in_train_mode is None or in_eval_mode is None:
+            return {}
+        return {"val/train_mode_gap": in_train_mode - in_eval_mode}
 
     def metrics(self, buffers: Buffers, *, final: bool) -> dict[str, float]:
         """Of val, what the task is judged by of training samples, and at the very end of test.

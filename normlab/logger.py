@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +31,9 @@ class Logger(Protocol):
 
     def picture(self, samples_seen: int, name: str, draw: Callable[[], np.ndarray]) -> None:
         """Keep the picture (H, W, 3) uint8 that `draw` gives; who does not want it does not call that."""
+
+    def histogram(self, samples_seen: int, name: str, values: Sequence[float]) -> None:
+        """Keep how `values` are distributed."""
 
     def flush(self) -> None:
         """Make what was logged safe, before a checkpoint says that it happened."""
@@ -64,6 +67,10 @@ class LoggerList:
     def picture(self, samples_seen: int, name: str, draw: Callable[[], np.ndarray]) -> None:
         for logger in self._loggers:
             logger.picture(samples_seen, name, draw)
+
+    def histogram(self, samples_seen: int, name: str, values: Sequence[float]) -> None:
+        for logger in self._loggers:
+            logger.histogram(samples_seen, name, values)
 
     def flush(self) -> None:
         for logger in self._loggers:
@@ -111,6 +118,11 @@ class FileLogger:
 
     def picture(self, samples_seen: int, name: str, draw: Callable[[], np.ndarray]) -> None:
         self._writer.add_image(name, draw(), samples_seen, dataformats="HWC")
+
+    def histogram(self, samples_seen: int, name: str, values: Sequence[float]) -> None:
+        finite = [value for value in values if math.isfinite(value)]
+        if finite:
+            self._writer.add_histogram(name, np.array(finite), samples_seen)
 
     def flush(self) -> None:
         self._lines.flush()

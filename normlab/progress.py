@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from rich.console import Console
@@ -74,6 +74,9 @@ class ProgressLogger:
         pass
 
     def picture(self, samples_seen: int, name: str, draw: Callable[[], np.ndarray]) -> None:
+        pass
+
+    def histogram(self, samples_seen: int, name: str, values: Sequence[float]) -> None:
         pass
 
     def flush(self) -> None:

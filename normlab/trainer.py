@@ -20,7 +20,8 @@ from normlab.evaluate import Buffers, Evaluator
 from normlab.logger import Logger
 from normlab.models import build_model
 from normlab.models.initial_weights import load_initial_weights
-from normlab.norms import NormLayer, convert_norms, format_report
+from normlab.norms import LEFT_ALONE, NormLayer, convert_norms, format_report
+from normlab.norms.diagnostics import PerLayer
 from normlab.optimizer import LearningRate, build_optimizer
 from normlab.run import Run
 from normlab.tasks import build_task
@@ -102,6 +103,7 @@ class Trainer:
             ranks,
             self.task,
             augmentation,
+            [row.name for row in self.norms if row.now != LEFT_ALONE],
             dtype=self.dtype,
             autocast=self.autocast,
             memory_format=self.memory_format,
@@ -235,7 +237,13 @@ class Trainer:
         self.policy, spread = self.evaluator.buffers()
         self.policy_step = step
         metrics = self.evaluator.metrics(self.policy, final=final)
+        of_layers: PerLayer = {}
+        if self.cfg.diagnostics:
+            diagnosed, of_layers = self.evaluator.diagnose(self.policy)
+            spread = diagnosed | spread
         self._point(step, logger, metrics | spread)
+        for tag, values in of_layers.items():
+            logger.histogram(step * self.global_batch_size, f"layers/{tag}", values)
         for name, draw in self.evaluator.pictures(self.policy).items():
             logger.picture(step * self.global_batch_size, name, draw)
         self.logged_at += time.monotonic() - began

@@ -16,7 +16,14 @@ from normlab.run import Run
 from normlab.trainer import Trainer
 
 CONF = Path(__file__).parents[1] / "conf"
-TINY = ["data.num_train=96", "data.num_test=50", "eval_batch_size=16", "eval_train_samples=20", "log_every=1"]
+TINY = [
+    "data.num_train=96",
+    "data.num_test=50",
+    "eval_batch_size=16",
+    "eval_train_samples=20",
+    "log_every=1",
+    "diagnostics_samples=20",
+]
 EXACT = [*TINY, "precision=fp64", "optim.lr=0.02", "optim.lr_scaling=none"]
 SEGMENTATION = ["data=shapes_seg", "model=fcn_resnet8"]
 
@@ -37,6 +44,7 @@ class Recorder:
         self.notes: list[str] = []
         self.documents: dict[str, str] = {}
         self.pictures: dict[str, Any] = {}
+        self.histograms: list[tuple[int, str, list[float]]] = []
 
     def start(self, step: int, samples_seen: int) -> None:
         self.points.clear()
@@ -52,6 +60,9 @@ class Recorder:
 
     def picture(self, samples_seen: int, name: str, draw: Any) -> None:
         self.pictures[name] = draw
+
+    def histogram(self, samples_seen: int, name: str, values: Any) -> None:
+        self.histograms.append((samples_seen, name, list(values)))
 
     def flush(self) -> None:
         pass

@@ -21,7 +21,10 @@ SCALARS = {
     "val/loss",
     "val/accuracy",
 }
-SCALARS |= {"lr", "images_per_second", "grad_norm", "epoch"}
+SCALARS |= {"lr", "images_per_second", "grad_norm", "epoch", "val/train_mode_gap"}
+OF_LAYERS = {f"running_stats/{tag}" for tag in ("mean_gap", "var_gap", "mean_spread", "var_spread")}
+OF_LAYERS |= {f"norm/{tag}" for tag in ("dead_channels", "activation_scale", "gamma_range")}
+SCALARS |= OF_LAYERS | {f"{tag}_worst" for tag in OF_LAYERS}
 
 
 def train_with_files(rank, overrides, stop_at=None):
@@ -33,7 +36,7 @@ def train_with_files(rank, overrides, stop_at=None):
 
 
 def read(directory):
-    events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0, "histograms": 0})
     events.Reload()
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     return events, [json.loads(line) for line in lines]
@@ -55,6 +58,9 @@ def test_tensorboard_reads_every_curve_over_samples_seen(cut_and_straight):
     (_, _), (directory, outcome) = cut_and_straight
     events, points = read(directory)
     assert set(events.Tags()["scalars"]) == SCALARS
+    assert set(events.Tags()["histograms"]) == {f"layers/{tag}" for tag in OF_LAYERS}
+    layers = events.Histograms("layers/norm/activation_scale")
+    assert [(h.step, h.histogram_value.num) for h in layers] == [(96, 7), (192, 7)]  # resnet8 has 7 norms
     assert [e.step for e in events.Scalars("train/loss")] == [16 * step for step in range(1, 13)]
     assert [e.step for e in events.Scalars("val/accuracy")] == [96, 192]
     assert events.Scalars("val/accuracy")[-1].value == pytest.approx(outcome.metrics["val/accuracy"])

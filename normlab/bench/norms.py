@@ -15,7 +15,7 @@ from normlab.bench.ranks import RankGroup
 from normlab.bench.summary import Summary, relative_to, summarize
 from normlab.config import ConfigError, Device, Precision
 from normlab.distributed import available_cores
-from normlab.norms import NORMS, convert_norms
+from normlab.norms import NORMS, check_norms
 
 REFERENCE = "bn"
 Times = tuple[float, float]
@@ -106,14 +106,13 @@ def plan(
 
 
 def why_not(norm: str, shape: tuple[int, int, int, int], world_size: int) -> str | None:
-    """Why a norm cannot take this input in training; None where it can."""
-    config = norm_config(norm)
+    """Why a norm cannot train on this input; None where it can."""
+    batch_size, *image_shape = shape
+    layer = nn.Sequential(nn.BatchNorm2d(shape[1], device="meta"))
     try:
-        convert_norms(nn.Sequential(nn.BatchNorm2d(shape[1], device="meta")), config)
+        check_norms(layer, tuple(image_shape), batch_size, world_size, norm_config(norm))  # type: ignore[arg-type]
     except ConfigError as error:
         return str(error)
-    if NORMS[norm].values(shape, config, world_size) < 2:
-        return f"one value per {NORMS[norm].unit}, which has no variance"
     return None
 
 

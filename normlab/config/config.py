@@ -111,6 +111,12 @@ class Config(Section):
     checkpoint_every_s: float = setting(600.0, minimum=0, identity=False)
     """Seconds between checkpoints within an epoch; 0 saves at every step."""
 
+    diagnostics: bool = setting(True, identity=False)
+    """Log at each evaluation what the norm layers do, and val/train_mode_gap."""
+
+    diagnostics_samples: int = setting(128, minimum=1, identity=False)
+    """Samples of train, and of val, that the diagnostics look at; one normalization batch at least."""
+
     progress: bool = setting(True, identity=False)
     """Show a progress bar, or plain lines where there is no terminal."""
 

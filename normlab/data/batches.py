@@ -106,8 +106,8 @@ def precise_batches(
     world_size: int,
     device: torch.device,
     dtype: torch.dtype,
-) -> Iterator[torch.Tensor]:
-    """This rank's share of `samples` images (or all there are), unaugmented, in whole chunks of `chunk_size`.
+) -> Iterator[Batch]:
+    """This rank's share of `samples` samples (or all there are), unaugmented, in whole chunks of `chunk_size`.
 
     Which samples make a chunk is a function of the seed. A batch holds up to chunks_per_batch of them, dealt
     like cards: of k chunks, sample i is in chunk i % k. A rank may get none.
@@ -116,5 +116,5 @@ def precise_batches(
     chunks = min(samples, len(split)) // chunk_size
     order_KB = order[: chunks * chunk_size].view(chunks, chunk_size)
     for index_KB in order_KB.split(chunks_per_batch)[rank::world_size]:
-        images_BHWC, _ = augmentation.batch(split, index_KB.T.reshape(-1), None, device)
-        yield normalise(images_BHWC, mean_C.to(device), std_C.to(device), dtype)
+        images_BHWC, labels = augmentation.batch(split, index_KB.T.reshape(-1), None, device)
+        yield normalise(images_BHWC, mean_C.to(device), std_C.to(device), dtype), labels

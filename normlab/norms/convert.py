@@ -20,6 +20,8 @@ from normlab.norms.replace import (
 )
 from normlab.norms.weight_standardization import standardised_convolutions
 
+LEFT_ALONE = "left alone"
+
 
 @dataclass(frozen=True)
 class NormLayer:
@@ -32,7 +34,7 @@ class NormLayer:
     """Its type, with the activation that it holds."""
 
     now: str
-    """Its type after the conversion, or `left alone`."""
+    """Its type after the conversion, or LEFT_ALONE."""
 
     channels: int | None
     groups: int | None
@@ -120,5 +122,5 @@ def _row(name: str, layer: nn.Module, new: nn.Module | None, replaced: str | Non
     activation = replaced or (type(fused).__name__ if fused else None)
     was = type(layer).__name__ + (f" + {activation}" if activation else "")
     channels = next((getattr(layer, k) for k in ("num_features", "num_channels") if hasattr(layer, k)), None)
-    now = "left alone" if new is None else type(new).__name__
+    now = LEFT_ALONE if new is None else type(new).__name__
     return NormLayer(name, was, now, channels, getattr(new, "num_groups", None))

@@ -7,7 +7,7 @@ Statistics of all layers stand side by side in one axis N, the channels of the f
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,6 +93,16 @@ def as_buffers(model: nn.Module, mean_N: Tensor, var_N: Tensor) -> dict[str, Ten
     }
 
 
+def from_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(N,), (N,): the statistics that buffers by name, of one set, hold for a model."""
+    names = tracking_layers(model)
+    mean_N, var_N = (
+        torch.cat([buffers[f"{name}.{buffer}"].double() for name in names])
+        for buffer in ("running_mean", "running_var")
+    )
+    return mean_N, var_N
+
+
 def precise_statistics(
     model: nn.Module,
     batches: Iterable[Tensor],
@@ -110,6 +120,19 @@ def precise_statistics(
     Collective: every rank must call, with its own batches, of which there may be none.
     Source: Wu & Johnson 2021, arXiv:2105.07576, section 3 (PreciseBN).
     """
+    twin, observers = chunked_twin(model, chunk_size)
+    with torch.no_grad(), autocast:
+        for images_BCHW in batches:
+            twin(images_BCHW)
+    return merged(observers, ranks)
+
+
+def chunked_twin(model: nn.Module, chunk_size: int) -> "tuple[nn.Module, list[_ChunkObserver]]":
+    """A copy of `model` in train mode whose layers with running statistics normalise chunks by themselves.
+
+    Its parameters are the model's own; its buffers are not, and dropout is off. The observers, a layer each, add
+    up what the layers see.
+    """
     layers = tracking_layers(model).values()
     observers = {id(layer): _ChunkObserver(layer, chunk_size) for layer in layers}
     for layer in layers:
@@ -117,11 +140,18 @@ def precise_statistics(
     parameters = {id(parameter): parameter for parameter in model.parameters()}
     # What the memo holds already is put in place of a copy.
     twin = copy.deepcopy(model, {**parameters, **observers}).train()
-    with torch.no_grad(), autocast:
-        for images_BCHW in batches:
-            twin(images_BCHW)
-    sums = ranks.sum(torch.cat([observer.sums_3C for observer in observers.values()], dim=1))
-    count_N, sum_N, square_N = sums
+    for module in twin.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()  # it would draw from the generator
+    return twin, list(observers.values())
+
+
+def merged(observers: "Sequence[_ChunkObserver]", ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """(N,), (N,): mean and unbiased variance of all that the observers of all ranks saw.
+
+    Collective: every rank must call.
+    """
+    count_N, sum_N, square_N = ranks.sum(torch.cat([observer.sums_3C for observer in observers], dim=1))
     mean_N = sum_N / count_N
     biased_N = (square_N / count_N - mean_N.square()).clamp_(min=0)
     return mean_N, biased_N * count_N / (count_N - 1)
