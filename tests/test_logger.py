@@ -138,7 +138,7 @@ def shown(terminal):
     progress = ProgressLogger(200, console)
     progress.start(0, 0)
     progress.log(10, 100, 0.5, {"train/loss": 1.25, "train/batch_accuracy": 0.5, "images_per_second": 321.0})
-    progress.log(20, 200, 1.0, {"val/accuracy": 0.75})
+    progress.log(20, 200, 1.0, {"val/loss": 0.8, "val/accuracy": 0.75})
     progress.note("a note")
     progress.close()
     return console.file.getvalue()

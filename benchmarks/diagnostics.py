@@ -1,0 +1,97 @@
+"""What the diagnostics cost a run: the quick start's length with them, against without.
+
+python -m benchmarks.diagnostics [--rounds 5] [--samples 128]
+
+Both train the same run (resnet8 on shapes, 8,000 samples an epoch, an evaluation after each), in turns and in a
+random order within each round, so that a machine whose speed drifts slows both. Measured is the whole run,
+evaluations and files included; what the diagnostics took of it is timed inside as well, which says more than the
+difference of two long times on a machine that others use.
+"""
+
+import argparse
+import platform
+import random
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from normlab import data
+from normlab.config import BatchNormConfig, CifarResNetConfig, Config, SgdConfig, ShapesConfig
+from normlab.data.dataset import Dataset
+from normlab.distributed import Ranks, available_cores
+from normlab.evaluate import Evaluator
+from normlab.logger import FileLogger
+from normlab.preflight import plan
+from normlab.trainer import Trainer
+
+
+def run_s(cfg: Config, dataset: Dataset, device: torch.device) -> tuple[float, float]:
+    """Seconds of a whole run, and of its diagnostics."""
+    ranks = Ranks(0, 1, 1, device)
+    spent_s = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        run = plan(replace(cfg, output_dir=folder), dataset, world_size=1, study="benchmark")
+        run.create()
+        logger = FileLogger(run)
+        trainer = Trainer(run, dataset, ranks)
+        diagnose = trainer.evaluator.diagnose
+
+        def timed(buffers: Any) -> Any:
+            nonlocal spent_s
+            began = time.perf_counter()
+            found = diagnose(buffers)
+            spent_s += time.perf_counter() - began
+            return found
+
+        trainer.evaluator.diagnose = timed  # type: ignore[method-assign]
+        assert isinstance(trainer.evaluator, Evaluator)
+        began = time.perf_counter()
+        trainer.train(logger, lambda: 0)
+        logger.close()
+        return time.perf_counter() - began, spent_s
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=128, help="diagnostics_samples")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=available_cores())
+    args = parser.parse_args()
+    dataset = data.load(ShapesConfig())
+    cfg = Config(
+        norm=BatchNormConfig(),
+        model=CifarResNetConfig(name="resnet8", depth=8),
+        data=ShapesConfig(),
+        optim=SgdConfig(),
+        batch_size=32,
+        epochs=args.epochs,
+        diagnostics_samples=args.samples,
+        threads=args.threads,
+    )
+    device = torch.device("cpu")
+    ratios, shares = [], []
+    for done in range(args.rounds):
+        taken = {}
+        for on in random.Random(done).sample([True, False], 2):
+            taken[on] = run_s(replace(cfg, diagnostics=on), dataset, device)
+        ratios.append(taken[True][0] / taken[False][0])
+        shares.append(taken[True][1] / taken[True][0])
+        print(
+            f"round {done + 1}/{args.rounds}: {taken[True][0]:.1f} s with, {taken[False][0]:.1f} s without",
+            flush=True,
+        )
+    print(f"\nresnet8, bn, batch 32, {len(dataset.train)} samples, {args.epochs} epochs and evaluations,")
+    print(f"diagnostics_samples={args.samples}, {args.threads} threads, {platform.machine()},")
+    print(f"torch {torch.__version__}")
+    print(f"median of {args.rounds} rounds (min to max)\n")
+    for name, values in (("time with / without", ratios), ("diagnostics' share of the run", shares)):
+        print(f"{name}: {statistics.median(values):.4f} ({min(values):.4f} to {max(values):.4f})")
+
+
+if __name__ == "__main__":
+    main()
