@@ -108,7 +108,7 @@ def test_traffic_counts_what_a_rank_hands_in(ranks):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_every_norm_can_be_measured(norm):
-    step = LayerStep(Case(norm, (4, 16, 8, 8), Precision.fp32, False, 1), CPU)
+    step = LayerStep(Case(norm, (8, 16, 8, 8), Precision.fp32, False, 1), CPU)
     assert isinstance(step.layer, nn.Module)
     forward_s, backward_s = step.times(2)
     assert min(forward_s, backward_s) > 0
