@@ -54,9 +54,10 @@ def run(args: argparse.Namespace) -> None:
     here = choose_device(device, world_sizes[-1])
     precisions = [Precision(name) for name in args.dtypes]
     cases, refused = norms.plan(args.norms, args.shapes, precisions, args.memory_formats, world_sizes)
+    surroundings = about(here, args.rounds)
     rows = norms.measure(cases, here.type == "cpu", device, rounds=args.rounds, sample_s=args.sample_s, say=say)
     result = {
-        **about(here, args.rounds),
+        **surroundings,
         "sample_s": args.sample_s,
         "refused": refused,
         "cases": [row.as_json() for row in rows],

@@ -1,6 +1,7 @@
 """What the two commands have in common: arguments, and what measurements were made on."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -53,7 +54,7 @@ def parser(module: str, description: str | None) -> Parser:
 
 
 def about(device: Any, rounds: int) -> dict[str, Any]:
-    """What measurements were made on, and how."""
+    """What measurements are about to be made on, and how; `load_average` is what others ask of the machine."""
     import torch
 
     from normlab.distributed import available_cores, device_name
@@ -66,6 +67,7 @@ def about(device: Any, rounds: int) -> dict[str, Any]:
         "backend": "nccl" if device.type == "cuda" else "gloo",
         "torch": torch.__version__,
         "rounds": rounds,
+        "load_average": os.getloadavg()[0],
     }
 
 

@@ -19,11 +19,17 @@ def write(folder: Path, name: str, page: str, result: dict[str, Any]) -> None:
 
 
 def made_with(result: dict[str, Any]) -> str:
-    """The command, and what it ran on."""
-    return (
+    """The command, what it ran on, and whether other programs ran beside it."""
+    text = (
         f"Made by `{result['command']}` on {result['date']}: {result['hardware']}, torch {result['torch']}, "
         f"ranks over {result['backend']}, {result['rounds']} rounds."
     )
+    if result["load_average"] > result["cores"] / 2:
+        text += (
+            f"\n\n**Other programs ran at the same time** (load average {result['load_average']:.1f} on "
+            f"{result['cores']} cores at the start): do not read the times, but make them again.\n"
+        )
+    return text
 
 
 def cost_notes(result: dict[str, Any]) -> str:

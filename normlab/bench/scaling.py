@@ -218,7 +218,8 @@ def run(args: argparse.Namespace) -> None:
 
     device = Device(args.device)
     here = choose_device(device, MEASURED_RANKS[-1])
-    result = {**about(here, args.rounds), **report(measure(device, args.rounds, say))}
+    surroundings = about(here, args.rounds)
+    result = {**surroundings, **report(measure(device, args.rounds, say))}
     crowded = here.type == "cpu" and available_cores() < MEASURED_RANKS[-1]
     result["oversubscribed"] = [n for n in MEASURED_RANKS if crowded and n > available_cores()]
     if args.json:

@@ -152,6 +152,7 @@ def test_the_page_states_the_models_error_and_its_predictions(tmp_path):
         "backend": "gloo",
         "rounds": 6,
         "cores": 2,
+        "load_average": 1.5,
         "oversubscribed": [4],
     }
     slow = next(m for m in result["collectives"] if m["measured_s"]["median"] == 6e-3)
@@ -166,6 +167,8 @@ def test_the_page_states_the_models_error_and_its_predictions(tmp_path):
     assert math.isclose(model_s, 19 * 3e-3, rel_tol=0.2)
     assert f"| {model_s / 0.12 - 1:+.0%} |" in page
     assert "4 ranks share 2 cores" in page
+    assert "load average 1.5 on 2 cores at the start" in page
+    assert "Other programs" not in scaling_page.page(result | {"load_average": 0.9})
     assert "fitted to 2 ranks alone, 0% and 50%" in page
     assert "instead of 8,192" in page
     assert "| 1,024 |" in page
