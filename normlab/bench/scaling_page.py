@@ -210,6 +210,8 @@ takes: run the same command there. {crowded.strip()}
 
 ![ms a step against ranks](scaling.png)
 
+A measured point that came out below 0, as a difference of two long times can, is not in the figure.
+
 ## The formulas
 
 A message of n bytes takes alpha + n beta. p ranks, m or n bytes handed in by each:
@@ -222,12 +224,13 @@ A message of n bytes takes alpha + n beta. p ranks, m or n bytes handed in by ea
 Tree is recursive doubling and halving. Sources: Thakur, Rabenseifner & Gropp 2005, IJHPCA 19(1), 49-66;
 Patarasuk & Yuan 2009, JPDC 69(2), 117-124 (the ring's all-reduce). gloo's two collectives are rings
 (gloo/allgather.cc, gloo/allreduce.cc), so alpha and beta are fitted with the ring's terms, by least squares of
-relative errors; the tree's columns reuse them.
+log(model / measured); the tree's columns reuse them.
 
 A step of SyncBN: for each norm layer of C channels one all-gather of 2 C + 1 floats forward and one all-reduce
 of 2 C floats backward, while everything waits. Gradients: one all-reduce of all parameters' floats after the
 backward; DDP sends buckets beside it, so this is an upper bound. Counted in a measured SyncBN step, DDP's
-buckets included: {counted}. Compute is a step of bn on one rank with one thread. The optimizer is left out.
+buckets included: {counted}.
+Compute is a step of bn on one rank with one thread. The optimizer is left out.
 
 ## The link
 
