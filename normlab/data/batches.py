@@ -110,11 +110,12 @@ def precise_batches(
     """This rank's share of `samples` samples (or all there are), unaugmented, in whole chunks of `chunk_size`.
 
     Which samples make a chunk is a function of the seed. A batch holds up to chunks_per_batch of them, dealt
-    like cards: of k chunks, sample i is in chunk i % k. A rank may get none.
+    like cards: of k chunks, sample i is in chunk i % k. A rank may get none, and all do where no chunk is whole.
     """
     order = permutation(len(split), seed=seed, epoch=0, stream=Stream.precise)
     chunks = min(samples, len(split)) // chunk_size
     order_KB = order[: chunks * chunk_size].view(chunks, chunk_size)
-    for index_KB in order_KB.split(chunks_per_batch)[rank::world_size]:
+    batches = order_KB.split(chunks_per_batch) if chunks else ()  # of nothing, split makes one batch of nothing
+    for index_KB in batches[rank::world_size]:
         images_BHWC, labels = augmentation.batch(split, index_KB.T.reshape(-1), None, device)
         yield normalise(images_BHWC, mean_C.to(device), std_C.to(device), dtype), labels

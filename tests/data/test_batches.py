@@ -5,7 +5,7 @@ import torch
 
 from normlab.config import ConfigError
 from normlab.data.augment import CropAndFlip, augment, epoch_draws, normalise
-from normlab.data.batches import TrainBatches, eval_batches
+from normlab.data.batches import TrainBatches, eval_batches, precise_batches
 from normlab.data.dataset import LabelledImages
 from normlab.data.order import epoch_order
 
@@ -128,3 +128,22 @@ def test_a_limit_takes_that_many_distinct_samples_from_all_over_the_split(split)
     assert len(labels) == len(labels.unique()) == 20
     assert labels.max() >= 35  # not the first 20, which a sorted folder would fill with one class
     assert sum(len(labels) for _, labels in evaluated(split, 0, 1, limit=1000)) == NUM
+
+
+@pytest.mark.parametrize(("samples", "sizes"), [(15, []), (16, [16]), (40, [32]), (1000, [32, 32])])
+def test_statistics_are_computed_on_whole_chunks_and_on_none_where_there_is_none(split, samples, sizes):
+    batches = precise_batches(
+        split,
+        CropAndFlip((3, 8, 8)),
+        MEAN_C,
+        STD_C,
+        seed=0,
+        samples=samples,
+        chunk_size=16,
+        chunks_per_batch=2,
+        rank=0,
+        world_size=1,
+        device=CPU,
+        dtype=torch.float32,
+    )
+    assert [len(labels_B) for _, labels_B in batches] == sizes
