@@ -201,7 +201,8 @@ function table(target, columns, rows, whenChosen) {
     [...head.children].forEach((th, place) => th.setAttribute("aria-sort", place !== order.column ? "none" : order.descending ? "descending" : "ascending"));
   };
   columns.forEach((column, place) => {
-    const th = element("th", column);
+    const numbers = rows.some((row) => typeof row.cells[place] === "number");
+    const th = element("th", column, { className: numbers ? "number" : "" });
     th.addEventListener("click", () => {
       order.descending = order.column === place && !order.descending;
       order.column = place;

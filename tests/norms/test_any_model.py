@@ -202,14 +202,26 @@ def test_what_timm_fuses_beyond_that_is_refused_by_name(timm):
         convert_norms(net, config("gn"))
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "efficientvit_m0", "ghostnet_050"])
-@pytest.mark.parametrize("norm", ["syncbn", "gn", "evonorm_s0"])
-def test_models_of_timm_train(timm, name, norm):
+TRAINED = ["resnet10t", "mobilenetv3_small_050", "efficientvit_m0", "ghostnet_050"]
+
+
+@pytest.mark.parametrize(
+    ("norm", "name"),
+    [(norm, name) for norm in ("syncbn", "gn") for name in TRAINED]
+    + [("evonorm_s0", name) for name in TRAINED if name != "efficientvit_m0"],
+)
+def test_models_of_timm_train(timm, norm, name):
     net = build_model(TimmConfig(name=name), 5, seed=0)
     report = []
     convert_norms(net, config(norm), report=report)
     assert_all_converted(net, norm, report)
     train_once(net, 224 if name == "efficientvit_m0" else 64)
+
+
+def test_a_model_that_cannot_be_traced_is_refused_by_norms_that_replace_the_activation(timm):
+    net = build_model(TimmConfig(name="efficientvit_m0"), 5, seed=0)
+    with pytest.raises(ConfigError, match=r"EfficientVitMsra cannot be traced .*choose a norm that replaces no"):
+        convert_norms(net, config("evonorm_s0"))
 
 
 def test_virtual_ranks_in_a_model_of_timm(timm):
