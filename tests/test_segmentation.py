@@ -22,7 +22,7 @@ HARD = ["model.aux_weight=0.4", "data.class_weighting=median_frequency"]
 @pytest.mark.parametrize("norm", ["gn", "syncbn"])
 def test_invariant_2_one_global_batch_gives_one_loss_curve_on_any_ranks(norm, ranks, tmp_path):
     overrides = [*EXACT, *SMALL, *HARD, f"output_dir={tmp_path}", f"norm={norm}", "epochs=5"]
-    overrides += ["data.num_train=64", "data.num_test=8", "eval_every_epochs=5"]
+    overrides += ["data.num_train=64", "data.num_test=8", "eval_every_epochs=5", "diagnostics=false"]
     alone = ranks.run(run_training, [*overrides, "batch_size=16"], world_size=1)[0]
     assert len(alone["loss"]) == 20
     for world_size, split in {2: ["batch_size=4", "accumulate=2"], 4: ["batch_size=4"]}.items():
@@ -35,7 +35,7 @@ def test_invariant_2_one_global_batch_gives_one_loss_curve_on_any_ranks(norm, ra
 @pytest.mark.parametrize("norm", ["norm=bn", "norm=syncbn norm.sync_group_size=2", "norm=gn"])
 def test_invariant_3_virtual_ranks_are_real_ranks(norm, ranks, tmp_path):
     overrides = [*EXACT, *SMALL, *HARD, f"output_dir={tmp_path}", *norm.split(), "batch_size=2", "epochs=9"]
-    overrides += ["max_samples=160", "data.num_train=80", "data.num_test=20"]
+    overrides += ["max_samples=160", "data.num_train=80", "data.num_test=20", "diagnostics=false"]
     overrides += ["norm.precise_samples=40"] * ("bn" in norm)
     real = ranks.run(train_and_evaluate, overrides, world_size=4)
     assert len(real[0]["loss"]) == 20

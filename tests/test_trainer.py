@@ -23,16 +23,16 @@ def relative_difference(a, b):
         "ln",
         "in",
         "syncbn",
-        "none",
-        "ln2d",
-        "rms",
         "frn",
-        "evonorm_s0",
-        "gn norm.weight_standardization=true",
+        *[
+            pytest.param(norm, marks=pytest.mark.full)
+            for norm in ("none", "ln2d", "rms", "evonorm_s0", "gn norm.weight_standardization=true")
+        ],
     ],
 )
 def test_invariant_2_one_global_batch_gives_one_loss_curve_on_any_ranks(norm, ranks, tmp_path):
     overrides = [*EXACT, f"output_dir={tmp_path}", *f"norm={norm}".split(), "data.num_train=64", "epochs=5"]
+    overrides += ["eval_every_epochs=5", "diagnostics=false"]
     alone = ranks.run(run_training, [*overrides, "batch_size=16"], world_size=1)[0]
     assert len(alone["loss"]) == 20
     for world_size, batch_size in SPLITS_OF_16.items():

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from normlab import distributed
 from normlab.config import Device
 
-PAIRS = 16
+PAIRS = 8
 
 
 def train_and_leave(rank: int, store: str) -> None:
