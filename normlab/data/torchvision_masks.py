@@ -86,7 +86,7 @@ def _download(cfg: TorchvisionMasksConfig, root: Path) -> None:
 
 def _missing(cfg: TorchvisionMasksConfig, error: Exception) -> str:
     reason = " ".join(str(error).split())
-    fix = "unpack them there, or set data.download=true"
+    fix = "unpack them there" + ("" if cfg.download else ", or set data.download=true")
     if cfg.name == "cityscapes":
         fix = "fetch leftImg8bit and gtFine from cityscapes-dataset.com, which asks for an account"
     return f"data.root={cfg.root} holds no intact {cfg.name} ({reason}); {fix}."
