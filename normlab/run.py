@@ -13,9 +13,9 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from normlab.atomic import atomic_write
-from normlab.config import Config, ConfigError, plain
+from normlab.config import Config, ConfigError, identity, plain
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 """Raised whenever the harness changes so that the same configuration gives another result."""
 
 
@@ -186,19 +186,19 @@ def weights_path(init_from: str) -> Path:
 def name_run(cfg: Config, *, world_size: int, study: str, data_fingerprint: str) -> Run:
     """The run that `cfg` on `world_size` ranks is: same name and hash wherever and whenever it is asked for.
 
-    The hash is over what changes the result and nothing else: the identity fields of the configuration, the
+    The hash is over what changes the result and nothing else: what of the configuration is off its default, the
     content of the data and of initial weights (not their paths), and the version of the harness's results.
     """
     cfg = replace(cfg, world_size=world_size)
-    identity = {
-        "config": plain(cfg, identity_only=True),
+    content = {
+        "config": identity(cfg),
         "data": data_fingerprint,
         "results_version": RESULTS_VERSION,
     }
     if cfg.model.init_from is not None:
         with weights_path(cfg.model.init_from).open("rb") as file:
-            identity["init_from"] = hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+            content["init_from"] = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     ranks = f"w{world_size}" + f"v{cfg.virtual_ranks}" * (cfg.virtual_ranks > 1)
     name = f"{cfg.norm.name}-b{cfg.batch_size}-{ranks}-{cfg.model.name}-{cfg.data.name}-s{cfg.seed}-{digest}"
     return Run(cfg, Path(cfg.output_dir) / study / name, digest)

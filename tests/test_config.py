@@ -2,17 +2,22 @@
 
 import ast
 import inspect
+import json
+import os
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
 from hydra.errors import HydraException
 
 from normlab import data
-from normlab.config import SCHEMAS, ConfigError, describe_keys, plain
-from normlab.config.schema import MODULES
+from normlab.config import SCHEMAS, Config, ConfigError, describe_keys, identity
+from normlab.config.schema import MODULES, default_of
 from normlab.models import build_model, on_meta
 from normlab.norms import convert_norms
 from normlab.optimizer import build_optimizer
+from normlab.run import RESULTS_VERSION
 from tests.runs import CONF, SEGMENTATION, typed
 
 
@@ -121,11 +126,48 @@ def test_normalization_batch_size_counts_the_samples_that_share_statistics():
 
 
 def test_identity_leaves_out_paths_threads_device_and_logging():
-    identity = plain(typed(), identity_only=True)
-    hidden = {"threads", "device", "output_dir", "study", "log_every", "checkpoint_every_s", "progress"}
-    assert not hidden & identity.keys()
-    assert {"batch_size", "seed", "precision", "epochs"} <= identity.keys()
-    assert "root" not in plain(typed("data=cifar10"), identity_only=True)["data"]
+    hidden = [
+        "threads=1",
+        "device=cpu",
+        "output_dir=x",
+        "study=y",
+        "log_every=1",
+        "checkpoint_every_s=1",
+        "progress=false",
+    ]
+    assert identity(typed(*hidden)) == identity(typed())
+    assert "root" not in identity(typed("data=cifar10", "data.root=x"))["data"]
+
+
+def test_identity_holds_the_choices_and_what_is_off_its_default():
+    held = identity(
+        typed("norm=gn", "norm.num_groups=4", "seed=0", "batch_size=4", "optim.milestones=[0.5, 0.75]")
+    )
+    assert held == {
+        "norm": {"name": "gn", "num_groups": 4},
+        "model": {"name": "resnet8"},
+        "data": {"name": "shapes"},
+        "optim": {"name": "sgd"},
+        "batch_size": 4,
+    }
+
+
+def test_a_default_that_changes_raises_the_results_version():
+    """Defaults are no part of a run's hash, so those of the current results version are kept in a file."""
+    sections = {"": Config} | {
+        f"{g}/{n}": section for g, schemas in SCHEMAS.items() for n, section in schemas.items()
+    }
+    now = {
+        f"{name}.{spec.name}": default_of(spec)
+        for name, section in sections.items()
+        for spec in fields(section)
+        if spec.metadata.get("identity", True)
+    }
+    held = {"results_version": RESULTS_VERSION, "defaults": now}
+    path = Path(__file__).with_name("defaults.json")
+    if os.environ.get("KEEP_DEFAULTS"):  # after a new key, or a new results version
+        path.write_text(json.dumps(held, indent=1) + "\n")
+    assert held == json.loads(path.read_text())
 
 
 def test_help_gives_every_key_its_default_and_its_meaning():

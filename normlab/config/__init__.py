@@ -50,7 +50,7 @@ from normlab.config.norm import (
     SyncBatchNormConfig,
 )
 from normlab.config.optim import AdamWConfig, LrScaling, OptimConfig, Schedule, SgdConfig
-from normlab.config.schema import SCHEMAS, describe_keys, plain, register_schemas, to_typed
+from normlab.config.schema import SCHEMAS, describe_keys, identity, plain, register_schemas, to_typed
 from normlab.config.section import ConfigError, Section, setting
 
 __all__ = [
@@ -103,6 +103,7 @@ __all__ = [
     "TorchvisionMasksConfig",
     "TorchvisionSegmentationConfig",
     "describe_keys",
+    "identity",
     "plain",
     "register_schemas",
     "setting",

@@ -86,7 +86,7 @@ def describe_keys() -> str:
 
 def _default(spec: "Field[Any]") -> str:
     """A field's default as a command line would give it."""
-    default = plain(spec.default_factory() if callable(spec.default_factory) else spec.default)
+    default = default_of(spec)
     if default is None or isinstance(default, bool):
         return {None: "null", True: "true", False: "false"}[default]
     return str(default)
@@ -102,14 +102,33 @@ def to_typed(composed: DictConfig) -> Config:
     return typed
 
 
-def plain(section: Any, *, identity_only: bool = False) -> Any:
-    """A section as plain dicts, lists, strings and numbers; `identity_only` keeps what changes a result."""
+def plain(section: Any) -> Any:
+    """A section as plain dicts, lists, strings and numbers."""
     if is_dataclass(section):
-        return {
-            spec.name: plain(getattr(section, spec.name), identity_only=identity_only)
-            for spec in fields(section)
-            if not identity_only or spec.metadata.get("identity", True)
-        }
+        return {spec.name: plain(getattr(section, spec.name)) for spec in fields(section)}
     if isinstance(section, Enum):
         return section.value
     return list(section) if isinstance(section, list) else section
+
+
+def identity(section: Section) -> dict[str, Any]:
+    """What changes a result, as plain values: the names of the choices, and each identity field off its default.
+
+    A field at its default is left out, so that a key added later leaves the hashes of earlier runs as they are. In
+    return, a default that changes has to raise `RESULTS_VERSION`.
+    """
+    kept: dict[str, Any] = {}
+    for spec in fields(section):
+        if not spec.metadata.get("identity", True):
+            continue
+        value = getattr(section, spec.name)
+        if isinstance(value, Section):
+            kept[spec.name] = identity(value)
+        elif spec.name == "name" or plain(value) != default_of(spec):
+            kept[spec.name] = plain(value)
+    return kept
+
+
+def default_of(spec: "Field[Any]") -> Any:
+    """A field's default as a plain value."""
+    return plain(spec.default_factory() if callable(spec.default_factory) else spec.default)

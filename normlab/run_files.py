@@ -1,0 +1,92 @@
+"""Read the files of a run, any of which may be missing, torn or foreign. Imports no torch.
+
+Each reader returns what it could read and, in words, what it could not, and raises nothing: one damaged file must
+hide neither the rest of its run nor other runs.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+ENDED = ("finished", "diverged", "failed")
+"""The values of `status` in result.json."""
+
+PLACE = ("step", "samples_seen", "epoch")
+"""Where on a run's way a logged point lies."""
+
+
+def read_object(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """(the JSON object in `path`, what is wrong with it); (None, "") where there is no such file."""
+    try:
+        held = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None, ""
+    except OSError as error:
+        return None, f"{path.name} cannot be read ({error.strerror})"
+    except (ValueError, RecursionError):  # ValueError: not JSON, not UTF-8, or an integer of too many digits
+        return None, f"{path.name} is empty or damaged"
+    if not isinstance(held, dict):
+        return None, f"{path.name} is not one of normlab's"
+    return held, ""
+
+
+def read_result(directory: Path) -> tuple[dict[str, Any] | None, str]:
+    """(result.json, what is wrong with it); its `status` is one of ENDED, its `metrics` a dict of numbers."""
+    result, problem = read_object(directory / "result.json")
+    if result is None:
+        return None, problem
+    metrics = result.get("metrics")
+    if result.get("status") not in ENDED or not isinstance(metrics, dict):
+        return None, "result.json is not one of normlab's"
+    if not all(is_number(value) for value in metrics.values()):
+        return None, "result.json has metrics that are not finite numbers"
+    return result, ""
+
+
+def read_launch(directory: Path) -> tuple[dict[str, Any] | None, str]:
+    """(launch.json, what is wrong with it); it names a launcher, and what `announce` keeps for that one."""
+    launch, problem = read_object(directory / "launch.json")
+    if launch is None:
+        return None, problem
+    kinds: dict[str, dict[str, type]] = {
+        "local": {"host": str, "pid": int},
+        "slurm": {"job_id": str, "submission": str},
+    }
+    launcher = launch.get("launcher")
+    expected = kinds.get(launcher) if isinstance(launcher, str) else None
+    if expected is None or not all(isinstance(launch.get(key), kind) for key, kind in expected.items()):
+        return None, "launch.json is not one of normlab's"
+    return launch, ""
+
+
+def read_points(lines: list[bytes]) -> tuple[list[dict[str, Any]], int]:
+    """(logged points, how many lines are none) from whole lines of metrics.jsonl."""
+    try:  # all at once, which is several times faster than line by line
+        held = json.loads(b"[" + b",".join(lines) + b"]")
+    except (ValueError, RecursionError):
+        held = [_line(line) for line in lines]
+    points = [point for point in held if type(point) is dict and _has_place(point)]
+    return points, len(lines) - len(points)
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer of several hundred digits
+        return False
+
+
+def _line(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _has_place(point: dict[str, Any]) -> bool:
+    whole = type(point.get("step")) is int and type(point.get("samples_seen")) is int
+    return whole and type(point.get("epoch")) in (float, int) and all(is_number(point[key]) for key in PLACE)
