@@ -35,10 +35,11 @@ class NormConfig(Section):
 
 @dataclass(kw_only=True)
 class StatisticsConfig(NormConfig):
-    """A norm with statistics of its input."""
+    """A norm with statistics."""
 
-    eps: float = setting(1e-5, above=0)
-    """Added to the variance, or to the mean square, before the square root."""
+    eps: float | None = setting(None, above=0)
+    """Added to the variance, or to the mean square, before the square root. null: what each layer of the model
+    has."""
 
 
 @dataclass(kw_only=True)
@@ -49,13 +50,10 @@ class NoNormConfig(NormConfig):
 
 
 @dataclass(kw_only=True)
-class FrozenBatchNormConfig(NormConfig):
+class FrozenBatchNormConfig(StatisticsConfig):
     """Frozen BatchNorm: the statistics, gamma and beta that model.init_from has, none of them trained."""
 
     name: str = "frozen_bn"
-
-    eps: float | None = setting(None, above=0)
-    """Added to the variance before the square root; null: what the model's BatchNorm has."""
 
 
 class RunningStats(Enum):
@@ -78,8 +76,8 @@ class BatchNormConfig(StatisticsConfig):
     precise_samples: int = setting(1024, minimum=2)
     """For running_stats=precise: training samples, unaugmented, that the statistics are computed on."""
 
-    momentum: float | None = setting(0.1, above=0, maximum=1)
-    """Share of the new batch in the running statistics; null averages over all batches seen."""
+    momentum: float | None = setting(None, above=0, maximum=1)
+    """Share of the new batch in the running statistics. null: what each layer of the model has."""
 
     def normalization_batch_size(self, batch_size: int, ranks: int) -> int:
         return batch_size
@@ -217,8 +215,9 @@ class FilterResponseNormConfig(StatisticsConfig):
 
     name: str = "frn"
 
-    eps: float = setting(1e-6, above=0)
-    """Added to the mean square before the square root."""
+    eps: float | None = setting(1e-6, above=0)
+    """Added to the mean square before the square root; the default is the paper's. null: what each layer of the
+    model has."""
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,9 @@
-"""How each norm is made from a BatchNorm layer: the docstring of a builder defines its norm."""
+"""How each norm is made from a BatchNorm layer: the docstring of a builder defines its norm.
+
+Where norm.eps is null, eps is that of the layer, whatever the norm: so the norms of a comparison differ by their
+statistics alone, and the size below which the model's authors took a variance for noise stays theirs. Of frn
+null is not the default: the paper's 1e-6 belongs to its mean square.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +27,7 @@ from normlab.config import (
     Nondivisible,
     NoNormConfig,
     RmsNormConfig,
+    StatisticsConfig,
     SwitchableNormConfig,
     SyncBatchNormConfig,
 )
@@ -49,7 +55,7 @@ Build = Callable[[_BatchNorm, str], nn.Module]
 
 
 def batch_norm(norm: BatchNormConfig, virtual_ranks: int) -> Build:
-    """BatchNorm: the layer itself, with the configured eps and momentum.
+    """BatchNorm: the layer itself, with norm.eps and norm.momentum where they are given.
 
         y = (x - mean_c) / sqrt(var_c + eps) * gamma_c + beta_c,   mean, var over B, H, W of this rank
 
@@ -127,14 +133,20 @@ def frozen_batch_norm(norm: FrozenBatchNormConfig, virtual_ranks: int) -> Build:
                 f"norm=frozen_bn cannot freeze layer {layer_label(name, layer)}, which keeps no running "
                 "statistics; choose another norm or model."
             )
-        return FrozenBatchNorm.from_batch_norm(layer, norm.eps)
+        return FrozenBatchNorm.from_batch_norm(layer, _eps(norm, layer))
 
     return build
 
 
 def _set_up(layer: _BatchNorm, norm: BatchNormConfig) -> _BatchNorm:
-    layer.eps, layer.momentum = norm.eps, norm.momentum
+    layer.eps = _eps(norm, layer)
+    if norm.momentum is not None:
+        layer.momentum = norm.momentum
     return layer
+
+
+def _eps(norm: StatisticsConfig, layer: _BatchNorm) -> float:
+    return layer.eps if norm.eps is None else norm.eps
 
 
 def group_norm(norm: GroupNormConfig, virtual_ranks: int) -> Build:
@@ -148,7 +160,7 @@ def group_norm(norm: GroupNormConfig, virtual_ranks: int) -> Build:
     """
 
     def build(layer: _BatchNorm, name: str) -> nn.Module:
-        return _group_norm(layer, num_groups(layer.num_features, norm, name), norm.eps)
+        return _group_norm(layer, num_groups(layer.num_features, norm, name), _eps(norm, layer))
 
     return build
 
@@ -164,7 +176,7 @@ def layer_norm(norm: LayerNormConfig, virtual_ranks: int) -> Build:
     """
 
     def build(layer: _BatchNorm, name: str) -> nn.Module:
-        return _group_norm(layer, 1, norm.eps)
+        return _group_norm(layer, 1, _eps(norm, layer))
 
     return build
 
@@ -187,7 +199,7 @@ def instance_norm(norm: InstanceNormConfig, virtual_ranks: int) -> Build:
     def build(layer: _BatchNorm, name: str) -> nn.Module:
         kind: Any = next(new for base, new in types.items() if isinstance(layer, base))
         bias = layer.bias is not None
-        new = kind(layer.num_features, norm.eps, affine=layer.affine, bias=bias, device="meta")
+        new = kind(layer.num_features, _eps(norm, layer), affine=layer.affine, bias=bias, device="meta")
         return take_over(new, layer)
 
     return build
@@ -201,7 +213,7 @@ def channel_layer_norm(norm: ChannelLayerNormConfig, virtual_ranks: int) -> Buil
     Shape: (B, C, ...) -> (B, C, ...). Train and eval are identical: no buffers. NBS 1.
     Source: Ba et al. 2016, arXiv:1607.06450; at each pixel: Liu et al. 2022, arXiv:2201.03545.
     """
-    return lambda layer, name: _affine_norm(ChannelLayerNorm, layer, norm.eps)
+    return lambda layer, name: _affine_norm(ChannelLayerNorm, layer, _eps(norm, layer))
 
 
 def rms_norm(norm: RmsNormConfig, virtual_ranks: int) -> Build:
@@ -212,7 +224,7 @@ def rms_norm(norm: RmsNormConfig, virtual_ranks: int) -> Build:
     Shape: (B, C, ...) -> (B, C, ...). Train and eval are identical: no buffers. NBS 1.
     Source: Zhang & Sennrich 2019, arXiv:1910.07467, equation 4; the axes are those of ln2d.
     """
-    return lambda layer, name: _affine_norm(ChannelRmsNorm, layer, norm.eps)
+    return lambda layer, name: _affine_norm(ChannelRmsNorm, layer, _eps(norm, layer))
 
 
 def filter_response_norm_tlu(norm: FilterResponseNormConfig, virtual_ranks: int) -> Build:
@@ -226,12 +238,12 @@ def filter_response_norm_tlu(norm: FilterResponseNormConfig, virtual_ranks: int)
     Train and eval are identical: no buffers. NBS 1.
     Source: Singh & Krishnan 2019, arXiv:1911.09737, section 3.
     """
-    return lambda layer, name: _affine_norm(FilterResponseNormTLU, layer, norm.eps)
+    return lambda layer, name: _affine_norm(FilterResponseNormTLU, layer, _eps(norm, layer))
 
 
 def filter_response_norm(norm: FilterResponseNormConfig, virtual_ranks: int) -> Build:
     """FRN where no activation follows: without TLU."""
-    return lambda layer, name: _affine_norm(FilterResponseNorm, layer, norm.eps)
+    return lambda layer, name: _affine_norm(FilterResponseNorm, layer, _eps(norm, layer))
 
 
 def evonorm_s0(norm: EvoNormS0Config, virtual_ranks: int) -> Build:
@@ -248,7 +260,7 @@ def evonorm_s0(norm: EvoNormS0Config, virtual_ranks: int) -> Build:
 
     def build(layer: _BatchNorm, name: str) -> nn.Module:
         groups, bias = num_groups(layer.num_features, norm, name), layer.bias is not None
-        return take_over(EvoNormS0(layer.num_features, groups, norm.eps, layer.affine, bias=bias), layer)
+        return take_over(EvoNormS0(layer.num_features, groups, _eps(norm, layer), layer.affine, bias=bias), layer)
 
     return build
 

@@ -19,10 +19,10 @@ class FrozenBatchNorm(FrozenBatchNorm2d):
     """
 
     @classmethod
-    def from_batch_norm(cls, layer: _BatchNorm, eps: float | None) -> "FrozenBatchNorm":
-        """With the values, dtype and training flag of `layer`, and its eps where `eps` is None."""
+    def from_batch_norm(cls, layer: _BatchNorm, eps: float) -> "FrozenBatchNorm":
+        """With the values, dtype and training flag of `layer`."""
         assert layer.running_mean is not None
-        new = cls(layer.num_features, layer.eps if eps is None else eps)
+        new = cls(layer.num_features, eps)
         for name in ("weight", "bias", "running_mean", "running_var"):
             value = getattr(layer, name)
             new.register_buffer(name, None if value is None else value.detach())

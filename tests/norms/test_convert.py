@@ -1,5 +1,7 @@
 """The one place where the norm is chosen: any model built with BatchNorm to any norm."""
 
+import copy
+
 import pytest
 import torch
 import torchvision
@@ -19,6 +21,7 @@ from normlab.config import (
 from normlab.norms import NORMS, SyncBatchNorm, convert_norms
 from normlab.norms.batch_renorm import BatchRenorm
 from normlab.norms.builders import num_groups
+from normlab.norms.convert import norm_layers
 from normlab.norms.frozen_batch_norm import FrozenBatchNorm
 from normlab.norms.ghost_batch_norm import GhostBatchNorm
 from normlab.norms.mixed_norms import BatchInstanceNorm, SwitchableNorm
@@ -29,7 +32,7 @@ from normlab.norms.sample_norms import (
     ChannelRmsNorm,
     FilterResponseNorm,
 )
-from tests.norms.configs import config
+from tests.norms.configs import OF_BATCH, OF_SAMPLE, config
 
 LAYERS = {
     "bn": nn.BatchNorm2d,
@@ -99,10 +102,39 @@ def test_affine_weights_dtype_gradient_and_training_flag_carry_over(name):
     assert biasless(torch.randn(2, 8, 3, 3)).shape == (2, 8, 3, 3)
 
 
-@pytest.mark.parametrize("norm", [BatchNormConfig, SyncBatchNormConfig])
-def test_eps_and_momentum_are_the_configs(norm):
-    layer = convert_norms(nn.BatchNorm2d(8, eps=1, momentum=0.9), norm(eps=1e-4, momentum=None))
-    assert (layer.eps, layer.momentum) == (1e-4, None)
+@pytest.mark.parametrize("virtual_ranks", [1, 2])
+@pytest.mark.parametrize("name", [*OF_BATCH, *OF_SAMPLE, "frozen_bn"])
+def test_eps_and_momentum_are_each_layers_own_unless_they_are_set(name, virtual_ranks):
+    def converted(**settings):
+        first, second = nn.BatchNorm2d(8, eps=1e-3, momentum=0.01), nn.BatchNorm2d(8, eps=1e-2, momentum=None)
+        net = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
+        return convert_norms(net, config(name, **({"eps": None} | settings)), virtual_ranks)
+
+    own = converted()
+    assert (own[0].eps, own[2].eps) == (1e-3, 1e-2)
+    given = converted(eps=0.5)
+    assert (given[0].eps, given[2].eps) == (0.5, 0.5)
+    if name in OF_BATCH:
+        assert (own[0].momentum, own[2].momentum) == (0.01, None)
+        given = converted(momentum=0.3)
+        assert (given[0].momentum, given[2].momentum) == (0.3, 0.3)
+        assert (given[0].eps, given[2].eps) == (1e-3, 1e-2)
+
+
+def test_bn_is_the_models_own_so_pretrained_weights_keep_their_function():
+    net = torchvision.models.mobilenet_v3_small(num_classes=3).eval()
+    before = {name: (layer.eps, layer.momentum) for name, layer in norm_layers(net).items()}
+    assert set(before.values()) == {(1e-3, 0.01)}
+    x_BCHW = torch.randn(2, 3, 32, 32)
+    expected = net(x_BCHW)
+    for name in ("bn", "syncbn", "frozen_bn"):
+        torch.testing.assert_close(
+            convert_norms(copy.deepcopy(net), config(name))(x_BCHW), expected, rtol=0, atol=0
+        )
+
+
+def test_frn_has_the_papers_eps():
+    assert convert_norms(nn.BatchNorm2d(8, eps=1e-3), config("frn")).eps == 1e-6
 
 
 def test_frozen_bn_makes_buffers_of_what_the_batch_norm_has():
