@@ -14,19 +14,24 @@ from normlab.models.initial_weights import head_parameters
 def build_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.Optimizer:
     """The optimizer over all parameters; norm parameters and biases decay by `norm_weight_decay`.
 
+    Those that a layer says must not decay (gates, thresholds) do not: a module may have `no_weight_decay()`,
+    timm's convention, which gives names of its parameters. Wrappers (DDP, torch.compile) hide none of them.
     The learning rate of a group is set before every step: `LearningRate`'s, times the group's `lr_factor`, which
     is `head_lr_factor` for the head.
     """
     norm_decay = cfg.weight_decay if cfg.norm_weight_decay is None else cfg.norm_weight_decay
     head = head_parameters(model) if cfg.head_lr_factor != 1 else set()
-    params_of: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    exempt = _exempt_from_decay(model)
+    params_of: dict[tuple[float, str], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             factor = cfg.head_lr_factor if name in head else 1.0
-            params_of.setdefault((factor, parameter.ndim > 1), []).append(parameter)
+            kind = "exempt" if parameter in exempt else "weight" if parameter.ndim > 1 else "norm"
+            params_of.setdefault((factor, kind), []).append(parameter)
+    decay = {"exempt": 0.0, "weight": cfg.weight_decay, "norm": norm_decay}
     groups: list[dict[str, Any]] = [
-        {"params": params, "weight_decay": cfg.weight_decay if many else norm_decay, "lr_factor": factor}
-        for (factor, many), params in params_of.items()
+        {"params": params, "weight_decay": decay[kind], "lr_factor": factor}
+        for (factor, kind), params in params_of.items()
     ]
     # One kernel for a whole group: at small batches the Python loop over parameters is a cost that shows.
     match cfg:
@@ -35,6 +40,18 @@ def build_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.Optimizer
         case AdamWConfig():
             return torch.optim.AdamW(groups, cfg.lr, (cfg.beta1, cfg.beta2), cfg.eps, fused=True)
     raise AssertionError(f"no builder for {type(cfg).__name__}")
+
+
+def _exempt_from_decay(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters that modules of `model` say must not decay."""
+    exempt = set()
+    for module in model.modules():
+        # Asked of the class: the wrapper of torch.compile has what is in it, and calls its parameters otherwise.
+        declare = getattr(type(module), "no_weight_decay", None)
+        if declare is not None:
+            named = declare(module)
+            exempt |= {parameter for name, parameter in module.named_parameters() if name in named}
+    return exempt
 
 
 def scaled_lr(cfg: OptimConfig, global_batch_size: int) -> float:

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from normlab.config import AdamWConfig, LrScaling, Schedule, SgdConfig
+from normlab.norms import NORMS, convert_norms
 from normlab.optimizer import LearningRate, build_optimizer, scaled_lr
+from tests.norms.configs import config
 
 
 @pytest.mark.parametrize(("scaling", "expected"), [("none", 0.1), ("linear", 0.2), ("sqrt", 0.1 * math.sqrt(2))])
@@ -58,6 +60,59 @@ def test_norm_parameters_and_biases_decay_by_their_own_setting(decay, expected):
     for name, p in model.named_parameters():
         assert decays.pop(id(p)) == (0.3 if name in ("0.weight", "3.weight") else expected), name
     assert not decays
+
+
+NEVER = {
+    "batch_instance": {"gate"},
+    "switchable": {"mean_weight", "var_weight"},
+    "frn": {"tau"},
+    "evonorm_s0": {"v"},
+}
+
+
+def decays(model, cfg):
+    groups = build_optimizer(model, cfg).param_groups
+    return {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_what_a_layer_declares_does_not_decay_and_gamma_and_beta_do_as_norm_parameters(name):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    layer = convert_norms(net, config(name))[1]
+    found = decays(net, SgdConfig(weight_decay=0.3, norm_weight_decay=0.1))
+    own = {key: found[id(p)] for key, p in layer.named_parameters()}
+    affine = {} if name == "frozen_bn" else {"weight": 0.1, "bias": 0.1}
+    assert own == affine | dict.fromkeys(NEVER.get(name, set()), 0.0)
+    assert found[id(net[0].weight)] == 0.3
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, lambda net: nn.ModuleDict({"module": net})])
+def test_no_wrapper_hides_what_must_not_decay(wrap):
+    net = convert_norms(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), config("batch_instance"))
+    assert decays(wrap(net), SgdConfig(weight_decay=0.3))[id(net[1].gate)] == 0.0
+    layer = convert_norms(nn.BatchNorm2d(8), config("batch_instance"))
+    assert decays(wrap(layer), SgdConfig(weight_decay=0.3))[id(layer.gate)] == 0.0
+
+
+def test_a_gate_that_nothing_moves_stays_where_it_is():
+    net = convert_norms(nn.Sequential(nn.BatchNorm2d(4)), config("batch_instance"))
+    with torch.no_grad():
+        net[0].gate.fill_(0.7)
+    optimizer = build_optimizer(net, SgdConfig(lr=0.1, weight_decay=0.5))
+    for _ in range(3):
+        (net(torch.randn(2, 4, 3, 3)) * 0).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert (net[0].gate == torch.full((4,), 0.7)).all()
+
+
+def test_what_timms_models_exempt_from_decay_does_not():
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("levit_128s", num_classes=3)
+    found = decays(net, SgdConfig(weight_decay=0.3))
+    biases = {key: p for key, p in net.named_parameters() if "attention_biases" in key}
+    assert biases
+    assert {found[id(p)] for p in biases.values()} == {0.0}
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,8 @@ class OptimConfig(Section):
     """Decay of convolution and linear weights."""
 
     norm_weight_decay: float | None = setting(None, minimum=0)
-    """Decay of norm parameters and biases; 0 leaves them out, null treats them as the weights."""
+    """Decay of norm parameters and biases; 0 leaves them out, null treats them as the weights. Gates and
+    thresholds of norms (batch_instance, switchable, frn, evonorm_s0) never decay."""
 
     clip_grad_norm: float | None = setting(None, above=0)
     """Largest norm of the whole gradient; longer ones are scaled down to it. null: no limit."""

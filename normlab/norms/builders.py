@@ -233,7 +233,8 @@ def filter_response_norm_tlu(norm: FilterResponseNormConfig, virtual_ranks: int)
         y = max(x / sqrt(mean(x^2) + eps) * gamma_c + beta_c, tau_c),   the mean over H, W
 
     Where no activation follows, as before the sum of a residual block, there is no TLU either, and the
-    activation after the sum stays. eps is fixed (the paper also learns it, for layers of few pixels).
+    activation after the sum stays. eps is fixed (the paper also learns it, for layers of few pixels). tau is not
+    decayed (the paper names no decay of it; decay would draw it back to ReLU's 0).
     Shape: (B, C, ...) -> (B, C, ...), with at least one axis of pixels.
     Train and eval are identical: no buffers. NBS 1.
     Source: Singh & Krishnan 2019, arXiv:1911.09737, section 3.
@@ -252,7 +253,8 @@ def evonorm_s0(norm: EvoNormS0Config, virtual_ranks: int) -> Build:
         y = x * sigmoid(v_c x) / sqrt(var_g + eps) * gamma_c + beta_c,   var over C/G, H, W of group g
 
     Where no activation follows, as before the sum of a residual block, gamma and beta alone stay, as in timm;
-    the activation after the sum stays.
+    the activation after the sum stays. v is not decayed, as in the authors' code (which leaves gamma and beta out
+    too: optim.norm_weight_decay=0).
     Shape: (B, C, ...) -> (B, C, ...). Train and eval are identical: no buffers. NBS 1.
     Raises: ConfigError where the groups do not divide a layer's channels.
     Source: Liu et al. 2020, arXiv:2004.02967, table 2.

@@ -77,6 +77,8 @@ class SwitchableNorm(MixedNorm):
 
     Shape: (B*V, C, ...) -> (B*V, C, ...), 2 to 5 axes. NBS: batch_size.
     Train: running statistics of the bn part move as BatchNorm's, with the unbiased variance.
+    The six are not decayed, which would draw every layer towards the equal mixture (the authors' code decays
+    them as all else).
     Eval: running statistics stand in for mean_bn and var_bn (as in the authors' code; the paper averages
     over batches after training, which norm.running_stats=precise does).
     Batch 1: defined where a channel has two pixels at least; bn is in then. Virtual ranks: (V, C) rows.
@@ -87,6 +89,9 @@ class SwitchableNorm(MixedNorm):
     def __init__(self, num_features: int, virtual_ranks: int = 1, *args: Any, **settings: Any) -> None:
         super().__init__(num_features, virtual_ranks, *args, **settings)
         self.mean_weight, self.var_weight = (nn.Parameter(torch.zeros(3)) for _ in range(2))
+
+    def no_weight_decay(self) -> set[str]:
+        return {"mean_weight", "var_weight"}
 
     def scale_and_shift(
         self, instance: tuple[Tensor, Tensor], batch: tuple[Tensor, Tensor]
@@ -110,8 +115,8 @@ class BatchInstanceNorm(MixedNorm):
 
     The gate starts at 1, which is BatchNorm. The paper clips it to [0, 1] after each step of the optimizer;
     here each train-mode forward begins with that, so what is used and differentiated is always the clipped
-    gate, and steps are the paper's. Evaluation uses the clipped one too. (The authors raise the gate's learning
-    rate tenfold; here it has everyone's.)
+    gate, and steps are the paper's. Evaluation uses the clipped one too. As in the authors' code the gate is not
+    decayed. (They raise its learning rate tenfold; here it has everyone's.)
 
     Shape: (B*V, C, ...) -> (B*V, C, ...), 2 to 5 axes. NBS: batch_size.
     Train: running statistics move as BatchNorm's, with the unbiased variance. Eval: they give xhat_bn.
@@ -124,6 +129,9 @@ class BatchInstanceNorm(MixedNorm):
     def __init__(self, num_features: int, virtual_ranks: int = 1, *args: Any, **settings: Any) -> None:
         super().__init__(num_features, virtual_ranks, *args, **settings)
         self.gate = nn.Parameter(torch.ones(num_features))
+
+    def no_weight_decay(self) -> set[str]:
+        return {"gate"}
 
     def by_group(self, x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
         # .data: a second forward before the backward (a shared layer) clips nothing and must not count as a

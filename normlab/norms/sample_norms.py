@@ -94,6 +94,9 @@ class FilterResponseNormTLU(FilterResponseNorm):
         super().__init__(*args, **settings)
         self.tau = nn.Parameter(torch.zeros(self.num_features))
 
+    def no_weight_decay(self) -> set[str]:
+        return {"tau"}
+
     def forward(self, x: Tensor) -> Tensor:
         return torch.maximum(super().forward(x), per_channel(self.tau, x).to(x.dtype))
 
@@ -111,6 +114,9 @@ class EvoNormS0(AffineNorm):
         super().__init__(num_features, eps, affine, bias=bias)
         self.num_groups = num_groups
         self.v = nn.Parameter(torch.ones(num_features))
+
+    def no_weight_decay(self) -> set[str]:
+        return {"v"}
 
     def forward(self, x: Tensor) -> Tensor:
         grouped = wide(x).unflatten(1, (self.num_groups, -1))
