@@ -6,7 +6,8 @@ python -m normlab.report runs/batch_size
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.table import Table
 from normlab.atomic import atomic_write
 from normlab.config import ConfigError
 from normlab.report.findings import Finding, findings
+from normlab.report.folders import check_own, mark
 from normlab.report.reading import read
 from normlab.report.study import Study, study_axes
 from normlab.report.tables import Grid, as_markdown, cells_table, grids, runs_table
@@ -24,7 +26,8 @@ DESCRIPTION = """\
 Read every run below a folder and make, in <study>/report: tables.md, tables.csv (a row a cell and metric),
 runs.csv, figures/*.png and *.svg, index.html (one page, opens without a network); and, in <study>/comparison,
 event files in which TensorBoard shows the metric against the batch size: tensorboard --logdir <study>.
-Made again, they replace what was there. Runs that still go on, failed or diverged are named, in no mean."""
+Made again, they replace what a report wrote there, and nothing else. With --out DIR all of this is below DIR, and
+nothing is written into the study. Runs that still go on, failed or diverged are named, in no mean."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,7 +55,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--x", metavar="KEY", help="swept key along the tables in the terminal; default batch_size"
     )
     parser.add_argument("--baseline", metavar="NORM", help="the norm to subtract, seed by seed; default bn")
-    parser.add_argument("--out", type=Path, help="folder for the report; default <study>/report")
+    parser.add_argument("--out", type=Path, help="folder for all that is written")
     parser.add_argument(
         "--export", type=Path, metavar="FILE", help="all points in one .csv or .parquet; no report"
     )
@@ -79,6 +82,8 @@ def report(args: argparse.Namespace) -> None:
     x = args.x or (study_axes(study) or ["batch_size"])[0]
     study.check_axis(x)
     baseline = study.baseline(args.baseline)
+    if not args.text:
+        _check_folders(args)  # before anything is shown, since the end of what is shown is what is read
     shown = grids(study, metric, x, baseline)
     if "images_per_second" in study.metrics and metric != "images_per_second":
         shown += grids(study, "images_per_second", x, None)
@@ -96,11 +101,10 @@ def _write(
     from normlab.report.figures import draw, save
     from normlab.report.page import write_page
 
-    out = args.out or (
-        args.compare[0] / f"compare-{args.compare[1].resolve().name}" if args.compare else args.study / "report"
-    )
-    try:
+    out, comparison = _folders(args)
+    with _writable(out):
         out.mkdir(parents=True, exist_ok=True)
+        mark(out)
         write_tables(study, metric, baseline, found, out)
         _say(f"{out}/tables.md, tables.csv, runs.csv", began)
         figures = []
@@ -109,11 +113,31 @@ def _write(
             figures.append(drawn)
             _say(f"{out}/figures/{drawn.name}.png, .svg", began)
         _say(f"{out}/index.html: " + write_page(study, metric, baseline, found, out), began)
-        if not args.compare:
-            folder = write_comparison(study, metric, [out / "figures" / f"{one.name}.png" for one in figures])
-            _say(f"{folder}; see: tensorboard --logdir {study.root}", began)
+        if comparison is not None:
+            write_comparison(study, metric, [out / "figures" / f"{one.name}.png" for one in figures], comparison)
+            _say(f"{comparison}; see: tensorboard --logdir {comparison.parent}", began)
+
+
+def _folders(args: argparse.Namespace) -> tuple[Path, Path | None]:
+    """(the report's folder, the comparison's; two studies have none)."""
+    if args.compare:
+        first, second = args.compare
+        return args.out or first / f"compare-{second.resolve().name}", None
+    return args.out or args.study / "report", (args.out or args.study) / "comparison"
+
+
+def _check_folders(args: argparse.Namespace) -> None:
+    for folder in filter(None, _folders(args)):
+        with _writable(folder):
+            check_own(folder)
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise ConfigError(f"{error.filename or out} cannot be written: {error.strerror}; give --out.") from None
+        raise ConfigError(f"{error.filename or folder} cannot be written: {error.strerror}; give --out.") from None
 
 
 def write_tables(study: Study, metric: str, baseline: str | None, found: list[Finding], out: Path) -> None:

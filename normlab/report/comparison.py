@@ -1,18 +1,15 @@
 """Event files in which TensorBoard itself shows the metric against the batch size.
 
-<study>/comparison             the figures, the layout of Custom Scalars, what HParams has as columns
-<study>/comparison/<norm>      scalars whose step is the batch size; mean curves, whose step is samples_seen
-<study>/comparison/hparams/... every run's settings and final metrics
+<folder>                the figures, the layout of Custom Scalars, what HParams has as columns
+<folder>/<norm>         scalars whose step is the batch size; mean curves, whose step is samples_seen
+<folder>/hparams/...    every run's settings and final metrics
 
 tensorboard's own protocol buffers and record writer: no torch.
 """
 
-import os
 import re
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +26,23 @@ from tensorboard.plugins.hparams import metadata as hparams
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from normlab.report.curves import mean_curve
+from normlab.report.folders import replacing
 from normlab.report.study import Axis, Cell, Study, describe, plain_value
 
-FOLDER = "comparison"
 AGAINST = "against_batch_size"
 INTERVAL = "against_batch_size_95_percent"
 CURVES = "mean_curves"
 STATUS = {"finished": api_pb2.STATUS_SUCCESS, "running": api_pb2.STATUS_RUNNING}
 
 
-def write_comparison(study: Study, metric: str, figures: Sequence[Path]) -> Path:
-    """Write <study>/comparison anew and return it; what an earlier report wrote there is gone.
+def write_comparison(study: Study, metric: str, figures: Sequence[Path], folder: Path) -> None:
+    """Write `folder` anew; what an earlier report wrote there is gone.
 
     Margin charts of Custom Scalars show mean and interval against the batch size; others the mean curves, by
     batch size and by norm. Other swept keys stand in the tags.
-    Raises: OSError where it cannot be written.
+    Raises: OSError where it cannot be written; ConfigError where it holds what no report wrote.
     """
-    folder = study.root / FOLDER
-    with _replacing(folder) as unfinished:
+    with replacing(folder) as unfinished:
         _write(unfinished, [*_images(figures), _layout(study, metric), _experiment(study)])
         for norm in dict.fromkeys(cell.norm for cell in study.cells):
             cells = [cell for cell in study.cells if cell.norm == norm]
@@ -54,23 +50,6 @@ def write_comparison(study: Study, metric: str, figures: Sequence[Path]) -> Path
         for cell in study.cells:
             for run in cell.runs:
                 _write(unfinished / "hparams" / _folder_name(run["run"]), _session(study, cell, run))
-    return folder
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A new folder that takes `folder`'s place when the block ends well."""
-    unfinished, old = (folder.with_name(f".{folder.name}.{word}{os.getpid()}") for word in ("", "old"))
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        if folder.exists():
-            folder.rename(old)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(folder: Path, values: Iterable[tuple[int, Summary.Value]]) -> None:

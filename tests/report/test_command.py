@@ -112,7 +112,7 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(trained, tmp_path, capsys):
     assert "neither .csv nor .parquet" in fails(trained, "--export", tmp_path / "x.xlsx", capsys=capsys)
     assert "cannot be written" in fails(trained, "--export", tmp_path / "no" / "x.csv", capsys=capsys)
     (tmp_path / "file").write_text("")
-    assert "cannot be written" in fails(trained, "--out", tmp_path / "file", capsys=capsys)
+    assert "is not a folder" in fails(trained, "--out", tmp_path / "file", capsys=capsys)
     make_run(tmp_path / "empty", status=None)
     assert "has logged a metric yet" in fails(tmp_path / "empty", capsys=capsys)
 

@@ -153,12 +153,13 @@ def test_no_name_leads_out_of_the_folder_and_an_unfinished_one_leaves_the_earlie
     root = tmp_path / "a" / "study"
     make_run(root, norm="../../../out", name="run.1")
     study = Study(read(root))
-    folder = write_comparison(study, "val/accuracy", [])
+    folder = root / "comparison"
+    write_comparison(study, "val/accuracy", [], folder)
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["_________out", "hparams"]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     before = sorted(folder.rglob("*"))
     with pytest.raises(FileNotFoundError):
-        write_comparison(study, "val/accuracy", [tmp_path / "no.png"])
+        write_comparison(study, "val/accuracy", [tmp_path / "no.png"], folder)
     assert sorted(folder.rglob("*")) == before
     assert sorted(path.name for path in root.iterdir()) == ["comparison", "run.1"]
 
