@@ -29,10 +29,10 @@ class Estimate:
         return self.mean + self.half_width
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
     """Mean and Student t interval of n independent values.
 
-        mean ± t(0.975, n - 1) * s / sqrt(n),   s^2 = sum (x - mean)^2 / (n - 1)
+        mean ± t((1 + level) / 2, n - 1) * s / sqrt(n),   s^2 = sum (x - mean)^2 / (n - 1)
 
     The interval holds for values that are normal; with few seeds that is an assumption.
     Source: Student 1908, "The probable error of a mean".
@@ -43,7 +43,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     mean = float(np.mean(values))
     if n == 1:
         return Estimate(1, mean, math.nan)
-    t = float(stdtrit(n - 1, (1 + LEVEL) / 2))
+    t = float(stdtrit(n - 1, (1 + level) / 2))
     return Estimate(n, mean, t * float(np.std(values, ddof=1)) / math.sqrt(n))
 
 
