@@ -1,5 +1,6 @@
 """A run's identity, its directory, and its result. Imports no torch."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -90,10 +91,10 @@ class Run:
 
         Gives False at once where another process has it. Makes the directory. The kernel frees the lock when
         the process dies; over a network the file system must offer flock between its clients.
-        Raises: ConfigError where the directory cannot be written.
+        Raises: ConfigError where the directory cannot be written, or its file system has no flock.
         """
         # It waits a second, since `launch.status` looks at locks, and a run that is stopping still has its own.
-        lock = FileLock(self.directory / "lock", timeout=1)
+        lock = FileLock(self.directory / "lock", timeout=1, fallback_to_soft=False)
         with self._writable():
             self.directory.mkdir(parents=True, exist_ok=True)
             with suppress(Timeout):
@@ -122,12 +123,8 @@ class Run:
 
     @contextmanager
     def _writable(self) -> Iterator[None]:
-        try:
+        with writable(self.config.output_dir):
             yield
-        except OSError as error:
-            raise ConfigError(
-                f"output_dir={self.config.output_dir} cannot be written: {error.strerror} ({error.filename})."
-            ) from None
 
     def fail(self, error: str, trace: str) -> bool:
         """Write result.json for a run that broke, unless another rank has: the others fail of its leaving.
@@ -170,6 +167,22 @@ class Run:
             json.dump(result, file, indent=2)
             file.write("\n")
         return result
+
+
+@contextmanager
+def writable(output_dir: str) -> Iterator[None]:
+    """Turn what a disk refuses inside the block into a ConfigError that names `output_dir`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise ConfigError(
+                f"output_dir={output_dir} is on a file system without flock ({error.strerror}), so nothing would "
+                "keep two processes from training one run at once; choose a folder on another file system."
+            ) from None
+        raise ConfigError(
+            f"output_dir={output_dir} cannot be written: {error.strerror} ({error.filename})."
+        ) from None
 
 
 def weights_path(init_from: str) -> Path:

@@ -1,6 +1,9 @@
 """A run's identity and its directory."""
 
+import errno
+import fcntl
 import json
+import os
 
 import pytest
 
@@ -107,6 +110,21 @@ def test_one_process_has_a_run_at_a_time(tmp_path):
             assert not second
     with run.lock() as third:
         assert third
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_flock_is_refused_since_nothing_else_keeps_two_processes_apart(
+    error, tmp_path, monkeypatch
+):
+    def flock(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with (
+        pytest.raises(ConfigError, match=rf"output_dir={tmp_path} .*without flock"),
+        named(f"output_dir={tmp_path}").lock(),
+    ):
+        pass
 
 
 def test_rerun_empties_the_directory_but_for_what_its_launcher_has_open(tmp_path):
