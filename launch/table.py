@@ -14,6 +14,7 @@ from rich.table import Table
 
 from launch.jobs import Ended, Job
 from launch.status import Progress, RunStatus, duration, read_progress
+from normlab.console import plain_console
 
 DRAW_EVERY_S = 1.0
 SAY_EVERY_S = 60.0
@@ -36,7 +37,7 @@ class SweepView:
     """
 
     def __init__(self, jobs: Sequence[Job], console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = console or plain_console(stderr=True, soft_wrap=True)
         self._state = dict.fromkeys(jobs, "waiting")
         self._progress = {job: Progress() for job in jobs}
         self._began: dict[Job, float] = {}
@@ -81,9 +82,7 @@ class SweepView:
         if not self._console.is_terminal:
             self._shown_at = time.monotonic()
             done = len(self._state) - len(self._in_state("waiting", "running"))
-            self._console.print(
-                f"[{done}/{len(self._state)}] {self._state[job]}: {job.name}: {text}", markup=False
-            )
+            self._console.print(f"[{done}/{len(self._state)}] {self._state[job]}: {job.name}: {text}")
 
     def _in_state(self, *states: str) -> list[Job]:
         return [job for job, state in self._state.items() if state in states]
@@ -115,7 +114,7 @@ class SweepView:
 
 def print_summary(record: Sequence[Ended]) -> None:
     """How a sweep ended, a line a job, what went wrong last; a failed job's log is named."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     width = max(len(ended.job.name) for ended in record)
     for ended in sorted(record, key=lambda ended: ORDER.index(ended.state)):
         console.print(f"{ended.state:9}", style=STYLES.get(ended.state, ""), end=" ")
@@ -130,23 +129,30 @@ def print_summary(record: Sequence[Ended]) -> None:
 
 
 def status_table(runs: Sequence[RunStatus], root: Path) -> None:
-    """The table of `python -m launch.status`, on stdout."""
-    console = Console(highlight=False)
+    """The table of `python -m launch.status`, on stdout: one line per run. On a terminal, details follow below."""
+    console = plain_console()
     table = Table(box=None, header_style="bold")
-    for column in ("state", "run", "samples", "acc/mIoU", "time left", "last sign", ""):
-        table.add_column(column, no_wrap=True)
+    columns = ["state", "run", "samples", "acc/mIoU", "time left", "last sign"]
+    for column in columns if console.is_terminal else [*columns, ""]:
+        table.add_column(column, no_wrap=column != "run", overflow="fold")
+    details: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         name = str(Path(run.run).relative_to(root)) if run.run != str(root) else root.name
-        table.add_row(
+        if run.detail:
+            details.setdefault((run.state, run.detail), []).append(name)
+        row = (
             run.state,
             name,
             f"{run.samples_seen}/{run.total_samples}" if run.total_samples else str(run.samples_seen),
             "" if run.score is None else f"{run.score:.4f}",
             duration(run.time_left_s),
-            f"{duration(run.age_s)} ago",
-            run.detail,
-            style=STYLES.get(run.state),
+            "" if run.age_s is None else f"{duration(run.age_s)} ago",
         )
+        table.add_row(*row, *([] if console.is_terminal else [run.detail]), style=STYLES.get(run.state))
     if not console.is_terminal:
-        console.width = 400  # lines are for grep there, not for the eye
+        # Lines are for grep there, not for the eye.
+        console.width = 400 + max((len(run.detail) for run in runs), default=0)
     console.print(table, soft_wrap=True)
+    for (state, detail), names in details.items() if console.is_terminal else ():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        console.print(f"{state}: {names[0]}{more}: {detail}", soft_wrap=True)

@@ -8,6 +8,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from normlab.console import plain_console
+
 LINE_EVERY_S = 10.0
 
 
@@ -16,7 +18,7 @@ class ProgressLogger:
 
     def __init__(self, total_samples: int, console: Console | None = None) -> None:
         self._total = total_samples
-        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = console or plain_console(stderr=True, soft_wrap=True)
         self._latest: dict[str, float] = {}
         self._said_at = time.monotonic()
         self._bar = Progress(

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # Each room may import from those before it, and from itself.
 LAYERS = [
-    ["normlab.config", "normlab.atomic", "normlab.pictures", "normlab.run_files"],
+    ["normlab.config", "normlab.atomic", "normlab.pictures", "normlab.run_files", "normlab.console"],
     ["normlab.run", "normlab.distributed", "normlab.metrics"],
     ["normlab.norms", "normlab.data", "normlab.checkpoint", "normlab.logger", "normlab.progress"],
     ["normlab.models"],

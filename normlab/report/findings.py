@@ -7,7 +7,7 @@ import pandas as pd
 
 from normlab.report.study import NOT_OF_IDENTITY, Study, plain_value, show
 
-STATES = ("finished", "diverged", "failed", "running", "queued", "stale", "unreadable")
+STATES = ("finished", "diverged", "failed", "running", "queued", "waiting", "stale", "unreadable")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["sendChartToCloud"], plotlyServerURL: "" };
-const OTHER_STATES = ["diverged", "failed", "running", "queued", "stale", "unreadable"];
+const OTHER_STATES = ["diverged", "failed", "running", "queued", "waiting", "stale", "unreadable"];
 
 function element(tag, text, properties = {}) {
   const made = Object.assign(document.createElement(tag), properties);

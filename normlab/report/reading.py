@@ -33,7 +33,7 @@ class Records:
     run            its directory, relative to `root`
     directory      the same, absolute
     study          the folder that it lies in
-    state          finished, diverged, failed, running, queued, stale (`launch.status`), or unreadable
+    state          finished, diverged, failed, running, queued, waiting, stale (`launch.status`), or unreadable
     detail         a failed run's error, why it waits
     problem        what could not be read of it
     <setting>      every key of config.yaml: `batch_size`, `optim.lr`; `norm`, `model`, `data`, `optim` are names

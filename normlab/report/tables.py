@@ -9,7 +9,7 @@ import pandas as pd
 from normlab.report.statistics import Estimate
 from normlab.report.study import Axis, Cell, Study, describe, show, sort_key
 
-UNFINISHED = ("running", "queued", "stale", "unreadable")
+UNFINISHED = ("running", "queued", "waiting", "stale", "unreadable")
 IN_WORDS = "mean ± 95 percent interval over n seeds (Student t)"
 
 

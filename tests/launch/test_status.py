@@ -1,28 +1,41 @@
 """What became of runs, from their directories and the queue."""
 
+import errno
+import fcntl
 import json
 import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from launch.jobs import announce
 from launch.squeue import QueuedJob
-from launch.status import duration, read_progress, read_status
+from launch.status import duration, main, read_progress, read_status
+from launch.table import status_table
+from normlab.console import plain_console
 from normlab.run import name_run
 from tests.processes import ROOT
 from tests.runs import typed
 
 NOT_A_PROCESS = 2**22 + 1  # above the kernel's largest process id
 HERE = {"launcher": "local", "host": socket.gethostname(), "total_samples": 1000}
+POINT = {"step": 1, "samples_seen": 100, "epoch": 0.5}
+GLOO = "rank 0: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by [rank0] :x:"
+
+
+@pytest.fixture(scope="module")
+def config():
+    return typed()
 
 
 @pytest.fixture
-def make_run(tmp_path):
+def make_run(config, tmp_path):
     def make(seed=0):
-        cfg = typed(f"output_dir={tmp_path}", f"seed={seed}")
+        cfg = replace(config, output_dir=str(tmp_path), seed=seed)
         run = name_run(cfg, world_size=1, study="test", data_fingerprint="")
         run.create()
         return run
@@ -44,8 +57,8 @@ def test_a_run_whose_lock_is_held_is_running_whatever_is_left_of_an_earlier_atte
     run = make_run()
     run.write_result("failed", {}, {"error": "before"})
     points = [
-        {"step": 1, "samples_seen": 100, "train/loss": 1.0, "images_per_second": 50.0},
-        {"step": 1, "samples_seen": 100, "val/accuracy": 0.25},
+        {**POINT, "train/loss": 1.0, "images_per_second": 50.0},
+        {**POINT, "val/accuracy": 0.25},
     ]
     run.metrics_path.write_text("".join(json.dumps(point) + "\n" for point in points) + '{"cut')
     announce(run, {**HERE, "pid": os.getpid()})
@@ -58,13 +71,25 @@ def test_a_run_whose_lock_is_held_is_running_whatever_is_left_of_an_earlier_atte
     assert read_status(run.directory, {}).state == "failed"
 
 
-def test_a_run_waits_for_its_turn_while_its_sweep_lives_and_is_stale_after(make_run):
+def test_a_run_waits_for_its_turn_while_its_sweep_lives_and_is_begun_or_not_after(make_run):
     run = make_run()
     assert read_status(run.directory, {}).state == "stale"
     announce(run, {**HERE, "pid": os.getpid()})
     assert read_status(run.directory, {}).state == "queued"
     announce(run, {**HERE, "pid": NOT_A_PROCESS})
-    assert read_status(run.directory, {}).state == "stale"
+    status = read_status(run.directory, {})
+    assert (status.state, "no checkpoint yet" in status.detail) == ("stale", True)
+    run.checkpoint_path.touch()
+    status = read_status(run.directory, {})
+    assert (status.state, "goes on from its checkpoint" in status.detail) == ("stale", True)
+
+
+def test_a_run_that_was_planned_and_never_began_is_not_stale(make_run):
+    run = make_run()
+    (run.directory / "config.yaml").unlink()
+    announce(run, {**HERE, "pid": NOT_A_PROCESS})
+    status = read_status(run.directory, {})
+    assert (status.state, status.detail.partition(";")[0]) == ("waiting", "not begun")
 
 
 @pytest.mark.parametrize(
@@ -82,11 +107,110 @@ def test_slurms_queue_tells_of_jobs_on_other_machines(slurm_state, expected, mak
 def test_progress_is_read_from_the_end_of_a_long_file(make_run):
     run = make_run()
     assert read_progress(run.directory).samples_seen == 0
-    point = {"val/accuracy": 0.1, "images_per_second": 1.0}
+    point = {"epoch": 0.5, "val/accuracy": 0.1, "images_per_second": 1.0}
     lines = [json.dumps({"step": n, "samples_seen": n * 8, **point}) for n in range(5000)]
-    run.metrics_path.write_text("\n".join([*lines, '{"step": 5000, "samples_seen": 40000}', ""]))
+    run.metrics_path.write_text("\n".join([*lines, '{"step": 5000, "samples_seen": 40000, "epoch": 1.0}', ""]))
     progress = read_progress(run.directory)
-    assert (progress.samples_seen, progress.score) == (40000, 0.1)
+    assert (progress.samples_seen, progress.score, progress.problem) == (40000, 0.1, "")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Calls `python -m launch.status`; gives its stdout, a line per run, and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["status", str(tmp_path), *arguments])
+        monkeypatch.setattr("launch.status.read_queue", dict)
+        main()
+        return capsys.readouterr()
+
+    return call
+
+
+DAMAGES = [
+    ("result.json", "{}"),
+    ("result.json", "[1]"),
+    ("result.json", '{"status": "finished", "metr'),
+    ("launch.json", '{"host": "here"}'),
+    ("launch.json", '{"launcher": "local", "host": [], "pid": -1}'),
+    ("launch.json", "null"),
+    ("metrics.jsonl", json.dumps(POINT) + "\n{broken\n[]\n" + json.dumps(POINT) + "\n"),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGES)
+def test_a_damaged_file_is_one_line_and_hides_no_other_run(name, content, make_run, command):
+    damaged, good = make_run(0), make_run(1)
+    good.write_result("finished", {"val/accuracy": 0.5})
+    (damaged.directory / name).write_text(content)
+    out, err = command()
+    assert [line.split()[0] for line in out.splitlines()[1:3]] == ["stale", "finished"]
+    (line,) = err.splitlines()
+    assert line.startswith(f"warning: {damaged.directory}: {name} ")
+    (status, _) = json.loads(command("--json").out)
+    assert status["problems"][0].startswith(name)
+
+
+@pytest.mark.parametrize("name", ["result.json", "launch.json", "metrics.jsonl"])
+def test_a_directory_in_a_files_place_is_named(name, make_run, command):
+    run = make_run(0)
+    (run.directory / name).mkdir()
+    assert command().err == f"warning: {run.directory}: {name} cannot be read (Is a directory)\n"
+
+
+def refuse(error):
+    def call(*_):
+        raise OSError(error, os.strerror(error))
+
+    return call
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EPERM])
+def test_where_a_lock_cannot_be_looked_at_that_is_said_unless_the_run_has_ended(
+    error, make_run, command, monkeypatch
+):
+    runs = [make_run(0), make_run(1)]
+    for run in runs:
+        with run.lock():
+            pass
+    runs[1].write_result("finished", {"val/accuracy": 0.5})
+    monkeypatch.setattr(fcntl, "flock", refuse(error))
+    unknown, finished = command().out.splitlines()[1:3]
+    assert unknown.split()[0] == "unreadable"
+    assert f"lock cannot be looked at ({os.strerror(error)})" in unknown
+    assert finished.split()[0] == "finished"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_another_users_lock_cannot_be_looked_at(make_run, command, tmp_path):
+    run = make_run()
+    (run.directory / "lock").touch(0o600)
+    for folder in (run.directory, *run.directory.parents):
+        if folder.stat().st_uid == os.geteuid() and folder.is_relative_to(tmp_path.parents[1]):
+            folder.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        shown = command().out.splitlines()[1]
+    finally:
+        os.seteuid(0)
+    assert "lock cannot be looked at (Permission denied)" in shown
+
+
+def test_a_detail_is_shown_as_it_is(make_run, command):
+    make_run().write_result("failed", {}, {"error": GLOO})
+    assert GLOO in command().out
+
+
+def test_on_a_terminal_details_stand_below_the_table_and_cut_no_column(make_run, monkeypatch, capsys, tmp_path):
+    make_run().write_result("failed", {}, {"error": GLOO})
+    statuses = [read_status(run, {}) for run in tmp_path.glob("test/*")]
+    monkeypatch.setattr(
+        "launch.table.plain_console", lambda: plain_console(force_terminal=True, width=80, no_color=True)
+    )
+    status_table(statuses * 2, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert all(word in lines[0] for word in ("state", "run", "samples", "acc/mIoU", "last sign"))
+    assert lines[-1] == f"failed: test/{Path(statuses[0].run).name} and 1 more: {GLOO}"
 
 
 STATUS = """
@@ -122,6 +246,21 @@ def test_a_folder_that_is_not_there_is_one_line_and_exit_code_2():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "nowhere" in done.stderr
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(make_run, tmp_path):
+    make_run()
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.status", tmp_path, "--json"],
+        cwd=ROOT,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write)
+    assert "BrokenPipe" not in done.stderr
 
 
 def test_durations_are_short():

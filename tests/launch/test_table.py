@@ -9,6 +9,7 @@ from rich.console import Console
 
 from launch.jobs import Ended, Job
 from launch.table import SweepView, print_summary
+from normlab.console import plain_console
 from normlab.run import name_run
 from tests.runs import typed
 
@@ -28,7 +29,7 @@ def jobs(tmp_path):
 def view_of(jobs, height, *, terminal=True):
     file = io.StringIO()
     return file, SweepView(
-        jobs, Console(file=file, force_terminal=terminal, width=100, height=height, soft_wrap=True)
+        jobs, plain_console(file=file, force_terminal=terminal, width=100, height=height, soft_wrap=True)
     )
 
 
@@ -38,7 +39,7 @@ def last_frame(file):
 
 def test_the_live_table_shows_each_runs_state_samples_accuracy_and_time_left(jobs):
     file, view = view_of(jobs[:2], height=30)
-    point = {"step": 1, "samples_seen": 400, "val/accuracy": 0.25, "images_per_second": 10.0}
+    point = {"step": 1, "samples_seen": 400, "epoch": 0.5, "val/accuracy": 0.25, "images_per_second": 10.0}
     jobs[0].run.metrics_path.write_text(json.dumps(point) + "\n")
     with view:
         view.begin(jobs[0])
