@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, repeat
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,9 +28,36 @@ from normlab.norms.running_stats import (
 from normlab.tasks import Segmentation, Task
 
 Buffers = dict[str, torch.Tensor]
+T = TypeVar("T")
 
 NUM_PICTURES = 4
 """Samples of val whose predictions are drawn."""
+
+
+class Stopped(Exception):
+    """A stop signal that reached some rank, and that all have agreed on."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+
+def in_rounds(batches: Iterator[T], ranks: Ranks, stop_signal: Callable[[], int]) -> Iterator[T]:
+    """This rank's batches, one a round, until no rank has any left.
+
+    Ranks have unequal numbers of batches, and a signal reaches them at different moments; what each finds before
+    a round makes all go on, or all leave at the same place. Collective: every rank must exhaust it.
+    Raises: Stopped, on all ranks.
+    """
+    for batch in chain(batches, repeat(None)):
+        flags = torch.tensor([stop_signal(), batch is not None], dtype=torch.float32, device=ranks.device)
+        signal, left = ranks.start_max(flags)()
+        if signal:
+            raise Stopped(int(signal))
+        if not left:
+            return
+        if batch is not None:
+            yield batch
 
 
 def evaluate(
@@ -105,7 +134,9 @@ class Evaluator:
         return buffers | as_buffers(self.module, *chosen), statistics.spread()
 
     def _precise(self, norm: BatchNormConfig) -> tuple[torch.Tensor, torch.Tensor]:
-        images = (images_BCHW for images_BCHW, _ in self._chunks(self.dataset.train, norm.precise_samples))
+        # A checkpoint needs these too, and a stop signal waits for it.
+        chunks = self._chunks(self.dataset.train, norm.precise_samples, lambda: 0)
+        images = (images_BCHW for images_BCHW, _ in chunks)
         return precise_statistics(self.module, images, self._chunk_size(), self.ranks, autocast=self.autocast)
 
     def _chunk_size(self) -> int:
@@ -113,7 +144,9 @@ class Evaluator:
         logical_ranks = self.cfg.logical_ranks(self.ranks.world_size)
         return self.cfg.norm.normalization_batch_size(self.cfg.batch_size, logical_ranks)
 
-    def _chunks(self, split: Split, samples: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _chunks(
+        self, split: Split, samples: int, stop_signal: Callable[[], int]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """This rank's batches of `samples` samples of a split, in whole chunks, at the training's size."""
         batches = precise_batches(
             split,
@@ -129,10 +162,12 @@ class Evaluator:
             device=self.ranks.device,
             dtype=self.dtype,
         )
-        for images_BCHW, labels in batches:
+        for images_BCHW, labels in in_rounds(batches, self.ranks, stop_signal):
             yield images_BCHW.contiguous(memory_format=self.memory_format), labels
 
-    def diagnose(self, buffers: Buffers) -> tuple[dict[str, float], diagnostics.PerLayer]:
+    def diagnose(
+        self, buffers: Buffers, stop_signal: Callable[[], int] = lambda: 0
+    ) -> tuple[dict[str, float], diagnostics.PerLayer]:
         """What the norm layers do (see norms.diagnostics), and train_mode_gap: scalars, and a value a layer.
 
         A few samples of train, unaugmented, are looked at. val/train_mode_gap is the task's main metric on as
@@ -141,7 +176,7 @@ class Evaluator:
         Source: the gap between modes: Wu & Johnson 2021, arXiv:2105.07576, section 4.
         """
         samples = max(self.cfg.diagnostics_samples, self._chunk_size())
-        images = (images_BCHW for images_BCHW, _ in self._chunks(self.dataset.train, samples))
+        images = (images_BCHW for images_BCHW, _ in self._chunks(self.dataset.train, samples, stop_signal))
         seen = diagnostics.probe(
             self.module, self.norm_names, images, self._chunk_size(), self.ranks, autocast=self.autocast
         )
@@ -154,13 +189,13 @@ class Evaluator:
             spreads = diagnostics.spreads(self.module, statistics)
             of_layers |= {f"running_stats/{tag}": values for tag, values in (gaps | spreads).items()}
         scalars = diagnostics.of_network(of_layers)
-        return scalars | self._train_mode_gap(buffers, samples), of_layers
+        return scalars | self._train_mode_gap(buffers, samples, stop_signal), of_layers
 
-    def _train_mode_gap(self, buffers: Buffers, samples: int) -> dict[str, float]:
+    def _train_mode_gap(self, buffers: Buffers, samples: int, stop_signal: Callable[[], int]) -> dict[str, float]:
         twin, _ = chunked_twin(self.module, self._chunk_size())
         sums_2 = torch.stack([self.task.zero_sums(self.ranks.device)] * 2)
         with evaluating(self.module), self.autocast:
-            for images_BCHW, labels in self._chunks(self.dataset.val, samples):
+            for images_BCHW, labels in self._chunks(self.dataset.val, samples, stop_signal):
                 self.task.add_evaluation(sums_2[0], twin(images_BCHW), labels)
                 output = functional_call(self.module, buffers, (images_BCHW,))
                 self.task.add_evaluation(sums_2[1], output, labels)
@@ -172,18 +207,22 @@ class Evaluator:
             return {}
         return {"val/train_mode_gap": in_train_mode - in_eval_mode}
 
-    def metrics(self, buffers: Buffers, *, final: bool) -> dict[str, float]:
+    def metrics(
+        self, buffers: Buffers, *, final: bool, stop_signal: Callable[[], int] = lambda: 0
+    ) -> dict[str, float]:
         """Of val, what the task is judged by of training samples, and at the very end of test.
 
         `val_sums` then holds the sums that the metrics of val were made of.
+        Raises: Stopped between two batches, once a rank has a stop signal.
         """
-        self.val_sums = self.split(self.dataset.val, buffers)
-        train = self.task.metrics(self.split(self.dataset.train, buffers, limit=self.cfg.eval_train_samples))
+        self.val_sums = self.split(self.dataset.val, buffers, stop_signal)
+        limit = self.cfg.eval_train_samples
+        train = self.task.metrics(self.split(self.dataset.train, buffers, stop_signal, limit=limit))
         metrics = {f"val/{name}": value for name, value in self.task.metrics(self.val_sums).items()}
         main = self.cfg.main_metric
         metrics |= {f"train/{main}": train[main]} if main in train else {}
         if final and self.dataset.test is not None:
-            test = self.task.metrics(self.split(self.dataset.test, buffers))
+            test = self.task.metrics(self.split(self.dataset.test, buffers, stop_signal))
             metrics |= {f"test/{name}": value for name, value in test.items()}
         return metrics
 
@@ -211,8 +250,15 @@ class Evaluator:
                 drawn.append((images_BHWC[0], labels_BHW[0], output["out"][0].argmax(0).cpu()))
         return drawn
 
-    def split(self, split: Split, buffers: Buffers, limit: int | None = None) -> torch.Tensor:
-        """The task's sums over one split, or over `limit` of its samples."""
+    def split(
+        self,
+        split: Split,
+        buffers: Buffers,
+        stop_signal: Callable[[], int] = lambda: 0,
+        *,
+        limit: int | None = None,
+    ) -> torch.Tensor:
+        """The task's sums over one split, or over `limit` of its samples. Raises: Stopped."""
         batches = eval_batches(
             split,
             self.dataset.mean_C,
@@ -227,7 +273,7 @@ class Evaluator:
         return evaluate(
             self.module,
             buffers,
-            batches,
+            in_rounds(batches, self.ranks, stop_signal),
             self.ranks,
             self.task,
             autocast=self.autocast,

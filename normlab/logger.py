@@ -122,7 +122,8 @@ class FileLogger:
     def histogram(self, samples_seen: int, name: str, values: Sequence[float]) -> None:
         finite = [value for value in values if math.isfinite(value)]
         if finite:
-            self._writer.add_histogram(name, np.array(finite), samples_seen)
+            # TensorBoard's bins end below 1e20, and it refuses values that all lie beyond them.
+            self._writer.add_histogram(name, np.clip(finite, -1e19, 1e19), samples_seen)
 
     def flush(self) -> None:
         self._lines.flush()

@@ -16,7 +16,7 @@ from normlab.config import Precision
 from normlab.data.batches import TrainBatches
 from normlab.data.dataset import Dataset
 from normlab.distributed import Ranks, device_name
-from normlab.evaluate import Buffers, Evaluator
+from normlab.evaluate import Buffers, Evaluator, Stopped
 from normlab.logger import Logger
 from normlab.models import build_model
 from normlab.models.initial_weights import load_initial_weights
@@ -109,6 +109,7 @@ class Trainer:
             memory_format=self.memory_format,
         )
         self.policy: Buffers = {}
+        self.spread: dict[str, float] = {}
         self.policy_step = -1
         self.window = self.task.zero_sums(ranks.device)
         self.train_s = self.earlier_wall_s = 0.0
@@ -123,14 +124,28 @@ class Trainer:
         with the same parameters bit for bit (same ranks, same threads, CPU).
         """
         self._warm_up()
-        step, metrics = self._restore(logger)
+        step = self._restore(logger)
         logger.start(step, step * self.global_batch_size)
         logger.document("norms", format_report(self.norms))
         if self.initial_weights is not None:
             logger.document("initial_weights", self.initial_weights)
         self.started = self.saved_at = self.logged_at = time.monotonic()
         self.logged_step = step
-        while step < self.total_steps:
+        try:
+            return self._train_from(step, logger, stop_signal)
+        except Stopped as stopped:
+            return Outcome("stopped", stop_signal=stopped.signal)
+
+    def _train_from(self, step: int, logger: Logger, stop_signal: Callable[[], int]) -> Outcome:
+        """Raises: Stopped where a stop signal reached a rank, once the run can go on from a checkpoint."""
+        metrics: dict[str, float] = {}
+        while True:
+            # The checkpoint of an epoch's end is saved before its evaluation, which may be long: a run that goes
+            # on from there evaluates first.
+            if self._evaluation_due(step):
+                metrics = self._evaluate(step, logger, stop_signal)
+            if step == self.total_steps:
+                break
             epoch, first_step = divmod(step, self.steps_per_epoch)
             for micro_batches in self.batches.epoch(epoch, first_step):
                 signal, save_due, finite, grad_norm = self._step(step, micro_batches, stop_signal())
@@ -140,15 +155,20 @@ class Trainer:
                 if step % self.cfg.log_every == 0 or step == self.total_steps:
                     self._log(step, grad_norm, logger)
                 epoch_ends = step % self.steps_per_epoch == 0 or step == self.total_steps
-                if epoch_ends:
-                    metrics = self._evaluate(step, logger) or metrics
                 if epoch_ends or save_due or signal:
-                    self._save(step, metrics, logger)
-                if signal and step < self.total_steps:
-                    return Outcome("stopped", stop_signal=signal)
+                    self._save(step, logger)
+                if signal:
+                    raise Stopped(signal)
                 if step == self.total_steps:
                     break
+        # No step comes after the last one to find that it spoilt the weights.
+        if not (_all_finite(metrics) and all(p.isfinite().all() for p in self.module.parameters())):
+            return self._diverged(step, logger)
         return Outcome("finished", metrics, self._measured(step))
+
+    def _evaluation_due(self, step: int) -> bool:
+        epochs, steps = divmod(step, self.steps_per_epoch)
+        return step == self.total_steps or (step > 0 and steps == 0 and epochs % self.cfg.eval_every_epochs == 0)
 
     def _step(
         self, step: int, micro_batches: list[Batch], signal: int
@@ -228,26 +248,29 @@ class Trainer:
         self.train_s += now - self.logged_at
         self.logged_at, self.logged_step = time.monotonic(), step
 
-    def _evaluate(self, step: int, logger: Logger) -> dict[str, float] | None:
-        """Evaluate where it is time to; None otherwise."""
-        final = step == self.total_steps
-        if not final and (step // self.steps_per_epoch) % self.cfg.eval_every_epochs:
-            return None
+    def _evaluate(self, step: int, logger: Logger, stop_signal: Callable[[], int]) -> dict[str, float]:
+        """The metrics of val, of training samples, and at the end of test. Raises: Stopped."""
         began = time.monotonic()
-        self.policy, spread = self.evaluator.buffers()
-        self.policy_step = step
-        metrics = self.evaluator.metrics(self.policy, final=final)
+        self._update_policy(step)
+        metrics = self.evaluator.metrics(self.policy, final=step == self.total_steps, stop_signal=stop_signal)
+        more = self.spread
         of_layers: PerLayer = {}
-        if self.cfg.diagnostics:
-            diagnosed, of_layers = self.evaluator.diagnose(self.policy)
-            spread = diagnosed | spread
-        self._point(step, logger, metrics | spread)
+        if self.cfg.diagnostics and _all_finite(metrics):  # of spoilt weights there is nothing to tell
+            diagnosed, of_layers = self.evaluator.diagnose(self.policy, stop_signal)
+            more = diagnosed | more
+        self._point(step, logger, metrics | more)
         for tag, values in of_layers.items():
             logger.histogram(step * self.global_batch_size, f"layers/{tag}", values)
         for name, draw in self.evaluator.pictures(self.policy).items():
             logger.picture(step * self.global_batch_size, name, draw)
         self.logged_at += time.monotonic() - began
         return metrics
+
+    def _update_policy(self, step: int) -> None:
+        """The buffers that are evaluated and saved at `step`, and their spread, made once."""
+        if self.policy_step != step:
+            self.policy, self.spread = self.evaluator.buffers()
+            self.policy_step = step
 
     def _diverged(self, step: int, logger: Logger) -> Outcome:
         self._point(step, logger, {"train/loss": float("nan")})
@@ -285,15 +308,13 @@ class Trainer:
         self.optimizer.zero_grad()
         self.module.load_state_dict(state)
 
-    def _save(self, step: int, metrics: dict[str, float], logger: Logger) -> None:
+    def _save(self, step: int, logger: Logger) -> None:
         """Save on rank 0 what every rank needs to go on. Collective: every rank must call.
 
         `model` is the one that is evaluated; what a rank goes on with are its own buffers, in `rank_state`.
         """
         began = time.monotonic()
-        if self.policy_step != step:
-            self.policy, _ = self.evaluator.buffers()
-            self.policy_step = step
+        self._update_policy(step)
         own = [t.detach().to(torch.float64).flatten() for t in self._rank_state()]
         rank_state = self.ranks.gather(torch.cat(own))
         logger.flush()
@@ -303,7 +324,6 @@ class Trainer:
                 {
                     "hash": self.run.hash,
                     "step": step,
-                    "metrics": metrics,
                     "model": self._exported(),
                     "rank_state": rank_state.cpu(),
                     "optimizer": self.optimizer.state_dict(),
@@ -324,10 +344,10 @@ class Trainer:
             for key, tensor in self.module.state_dict(keep_vars=True).items()
         }
 
-    def _restore(self, logger: Logger) -> tuple[int, dict[str, float]]:
-        """The step to go on from and the metrics of the last evaluation; (0, {}) without a checkpoint."""
+    def _restore(self, logger: Logger) -> int:
+        """The step to go on from; 0 without a checkpoint."""
         if not self.ranks.on_rank0(self.run.checkpoint_path.exists):
-            return 0, {}
+            return 0
         state = checkpoint.load(self.run.checkpoint_path)
         with torch.no_grad():
             for name, parameter in self.module.named_parameters():
@@ -345,8 +365,12 @@ class Trainer:
                 f"warning: saved with threads={state['threads']}, resumed with {self.threads}: "
                 "the result will not be bitwise that of an undisturbed run"
             )
-        return state["step"], state["metrics"]
+        return state["step"]
 
     def _rank_state(self) -> list[torch.Tensor]:
         """What differs over ranks: their buffers (a float64 holds each value exactly) and unlogged sums."""
         return [*self.module.buffers(), self.window]
+
+
+def _all_finite(metrics: dict[str, float]) -> bool:
+    return all(map(math.isfinite, metrics.values()))

@@ -75,14 +75,14 @@ class Recorder:
 
 
 class StopAt:
-    """A stop signal that one rank gets at its n-th step."""
+    """A stop signal that a rank finds when it looks for the n-th time: at a step, or a batch of an evaluation."""
 
-    def __init__(self, step: int, signal: int) -> None:
-        self.left, self.signal = step, signal
+    def __init__(self, looks: int, signal: int) -> None:
+        self.at, self.signal, self.looks = looks, signal, 0
 
     def __call__(self) -> int:
-        self.left -= 1
-        return self.signal if self.left == 0 else 0
+        self.looks += 1
+        return self.signal if self.looks == self.at else 0
 
 
 def ranks_here(rank: int) -> Ranks:
@@ -105,15 +105,16 @@ def build(rank: int, overrides: list[str]) -> Trainer:
 def run_training(
     rank: int, overrides: list[str], stops: dict[int, tuple[int, int]] | None = None
 ) -> dict[str, Any]:
-    """Train; `stops` gives a rank's (step, signal). Returns the curves, the outcome and the final state."""
+    """Train; `stops` gives a rank's (look, signal), see StopAt. Returns the curves, the outcome and the state."""
     trainer, recorder = build(rank, overrides), Recorder()
-    stop = StopAt(*stops[rank]) if stops and rank in stops else (lambda: 0)
+    stop = StopAt(*(stops or {}).get(rank, (0, 0)))
     outcome = trainer.train(recorder, stop)
     return {
         "loss": recorder.curve("train/loss"),
         "points": recorder.points,
         "notes": recorder.notes,
         "outcome": outcome,
+        "looks": stop.looks,
         "run": trainer.run,
         "state": {name: t.clone() for name, t in trainer.module.state_dict().items()},
         "optimizer": trainer.optimizer.state_dict(),

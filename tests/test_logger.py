@@ -45,8 +45,9 @@ def read(directory):
 @pytest.fixture(scope="module")
 def cut_and_straight(ranks, tmp_path_factory):
     """The directories of one run stopped at its 7th step and resumed, and of one undisturbed."""
+    looks = 6 + 12 + 1  # an epoch, its evaluation, a step
     directories = []
-    for name, stops in [("cut", [7, None]), ("straight", [None])]:
+    for name, stops in [("cut", [looks, None]), ("straight", [None])]:
         overrides = [*TINY, f"output_dir={tmp_path_factory.mktemp(name)}", "batch_size=16", "epochs=2"]
         for stop_at in stops:
             outcome = ranks.run(train_with_files, overrides, stop_at, world_size=1)[0]
@@ -66,6 +67,18 @@ def test_tensorboard_reads_every_curve_over_samples_seen(cut_and_straight):
     assert events.Scalars("val/accuracy")[-1].value == pytest.approx(outcome.metrics["val/accuracy"])
     losses = [p["train/loss"] for p in points if "train/loss" in p]
     assert [e.value for e in events.Scalars("train/loss")] == pytest.approx(losses, rel=1e-6)
+
+
+def test_values_beyond_tensorboards_bins_are_kept_at_its_last(tmp_path):
+    run = directory_of([*TINY, f"output_dir={tmp_path}"], 1)
+    run.create()
+    logger = FileLogger(run)
+    logger.start(0, 0)
+    logger.histogram(16, "layers/norm/activation_scale", [1e30, 1e300, float("inf")])
+    logger.close()
+    events, _ = read(run.directory)
+    (kept,) = events.Histograms("layers/norm/activation_scale")
+    assert kept.histogram_value.num == 2
 
 
 def test_metrics_jsonl_has_a_line_per_point_with_its_place(cut_and_straight):

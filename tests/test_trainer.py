@@ -90,6 +90,36 @@ def test_invariant_4_a_run_stopped_mid_epoch_and_resumed_is_bitwise_equal(option
     assert torch.equal(checkpoint.load(a)["rank_state"], checkpoint.load(b)["rank_state"])
 
 
+STEPS_OF_AN_EPOCH = 8
+
+
+@pytest.mark.parametrize("when", ["at the epoch's last step", "in val", "in the last diagnostics"])
+def test_a_stop_during_an_evaluation_keeps_the_epoch_and_the_resumed_run_evaluates_it(when, ranks, tmp_path):
+    overrides = [*TINY, "batch_size=4", "epochs=2", "norm.running_stats=precise"]
+    straight = ranks.run(run_training, [*overrides, f"output_dir={tmp_path}/straight"], world_size=3)
+    # 4 batches of val on 3 ranks: the one that gets the signal has fewer than the others.
+    look, kept = {
+        "at the epoch's last step": (STEPS_OF_AN_EPOCH, STEPS_OF_AN_EPOCH),
+        "in val": (STEPS_OF_AN_EPOCH + 2, STEPS_OF_AN_EPOCH),
+        "in the last diagnostics": (straight[0]["looks"] - 1, 2 * STEPS_OF_AN_EPOCH),
+    }[when]
+    cut = [*overrides, f"output_dir={tmp_path}/cut"]
+    stopped = ranks.run(run_training, cut, {2: (look, 15)}, world_size=3)
+    assert [(s["outcome"].status, s["outcome"].stop_signal) for s in stopped] == [("stopped", 15)] * 3
+    assert {s["looks"] for s in stopped} == {look}
+    assert stopped[0]["points"][-1].keys() >= {"train/loss"}  # no evaluation yet
+    assert checkpoint.load(stopped[0]["run"].checkpoint_path)["step"] == kept
+    resumed = ranks.run(run_training, cut, world_size=3)
+    for ours, theirs in zip(resumed, straight, strict=True):
+        assert_same_bits(ours["state"], theirs["state"])
+    assert resumed[0]["outcome"].metrics == straight[0]["outcome"].metrics
+    timeless = [
+        [{tag: value for tag, value in point.items() if tag != "images_per_second"} for point in run[0]["points"]]
+        for run in (stopped, resumed, straight)
+    ]
+    assert timeless[0] + timeless[1] == timeless[2]
+
+
 def test_a_resume_with_other_threads_warns(ranks, tmp_path):
     overrides = [*TINY, f"output_dir={tmp_path}", "epochs=1"]
     ranks.run(run_training, [*overrides, "threads=1"], {0: (1, 15)}, world_size=1)
@@ -161,6 +191,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged_on_every_rank(ranks,
     results = ranks.run(run_training, overrides, world_size=2)
     assert [r["outcome"].status for r in results] == ["diverged", "diverged"]
     assert math.isnan(results[0]["points"][-1]["train/loss"])
+
+
+@pytest.mark.parametrize("lr", ["1e6", "1e38"])
+def test_a_last_update_that_spoils_the_weights_makes_the_run_diverged_on_every_rank(lr, ranks, tmp_path):
+    one_step = ["batch_size=16", "max_samples=32", "optim.lr_scaling=none", f"optim.lr={lr}"]
+    results = ranks.run(run_training, [*TINY, f"output_dir={tmp_path}", *one_step], world_size=2)
+    assert [(r["outcome"].status, r["outcome"].metrics) for r in results] == [("diverged", {})] * 2
+    assert math.isfinite(results[0]["loss"][0])
+    assert results[0]["outcome"].measured["samples_seen"] == 32
 
 
 def test_max_samples_ends_a_run_before_its_epochs_and_the_last_step_is_evaluated(ranks, tmp_path):
