@@ -11,6 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from normlab.norms.exchange import gather_statistics, merge_statistics, sum_gradients
 from normlab.norms.replace import BATCH_NORMS, find_batch_norms, refuse_hooks, replace_layers, take_over
 
+VALUES_AT_A_TIME = 1 << 16
+"""Under reduced precision: values of x that the backward holds in float32 at once, where a sample has no more."""
+
 
 def _memory_format(x: Tensor) -> torch.memory_format:
     """The format that keeps x's order of axes and that the native kernels are fast in."""
@@ -85,13 +88,9 @@ class _SyncBatchNormFunction(Function):
         x, weight, mean_C, var_C = ctx.saved_tensors
         need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
         dy = dy.contiguous(memory_format=_memory_format(x))
-        # Where the kernel rounds to x's dtype anyway, it may write dy * gamma / std while it makes the sums.
-        # At full precision the multiplication costs less in the last pass.
-        scaled_dy = None
         if x.numel():
-            want_scaled = need_input and x.dtype != mean_C.dtype
-            scaled_dy, grad_weight_C, grad_bias_C = torch.ops.aten.native_batch_norm_backward(
-                dy, x, weight, mean_C, var_C, None, None, False, ctx.eps, [want_scaled, True, True]
+            _, grad_weight_C, grad_bias_C = torch.ops.aten.native_batch_norm_backward(
+                dy, x, weight, mean_C, var_C, None, None, False, ctx.eps, [False, True, True]
             )
         else:
             # The native kernel divides by zero here. This rank still joins the exchange.
@@ -100,7 +99,7 @@ class _SyncBatchNormFunction(Function):
         dx = None
         if need_input:
             sums_2C = sum_gradients(torch.stack([grad_weight_C, grad_bias_C]), ctx.group)
-            dx = _input_gradient(dy, x, weight, mean_C, var_C, ctx.eps, sums_2C, ctx.count, scaled_dy)
+            dx = _input_gradient(dy, x, weight, mean_C, var_C, ctx.eps, sums_2C, ctx.count)
         grad_weight = grad_weight_C if need_weight else None
         return dx, grad_weight, grad_bias_C if need_bias else None, None, None, None, None, None
 
@@ -114,19 +113,27 @@ def _input_gradient(
     eps: float,
     sums_2C: Tensor,
     count: int,
-    scaled_dy: Tensor | None,
 ) -> Tensor:
-    """dx; sums_2C holds sum(dy xhat) and sum(dy) over all ranks, scaled_dy perhaps dy * gamma / std."""
+    """dx, rounded once; sums_2C holds sum(dy xhat) and sum(dy) over all ranks."""
     if x.numel() == 0:
         return torch.empty_like(x)
     scale_C = (var_C + eps).rsqrt_()
     if weight is not None:
         scale_C *= weight
     gamma_C, beta_C = sums_2C * (scale_C / -count)
-    dx = torch.native_batch_norm(x, gamma_C, beta_C, mean_C, var_C, False, 0.0, eps)[0]
-    if scaled_dy is not None:
-        return dx.add_(scaled_dy)
-    return dx.addcmul_(dy, scale_C.view(1, -1, *[1] * (x.dim() - 2)))
+    scale = scale_C.view(1, -1, *[1] * (x.dim() - 2))
+
+    def of(x: Tensor, dy: Tensor) -> Tensor:
+        return torch.native_batch_norm(x, gamma_C, beta_C, mean_C, var_C, False, 0.0, eps)[0].addcmul_(dy, scale)
+
+    if x.dtype == mean_C.dtype:
+        return of(x, dy)
+    # Both terms in float32, and only their sum rounded: a few samples at a time, which a core's cache holds.
+    dx = torch.empty_like(x)
+    samples = max(1, VALUES_AT_A_TIME // x[0].numel())
+    for part_of_dx, part_of_x, part_of_dy in zip(*(t.split(samples) for t in (dx, x, dy)), strict=True):
+        part_of_dx.copy_(of(part_of_x.to(mean_C.dtype), part_of_dy.to(mean_C.dtype)))
+    return dx
 
 
 class SyncBatchNorm(_BatchNorm):

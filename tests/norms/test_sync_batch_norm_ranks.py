@@ -151,25 +151,27 @@ def test_memory_format_is_kept_and_statistics_are_float32_under_bfloat16(ranks):
         }
 
 
-def bfloat16_step(rank, layer, parts):
+def bfloat16_step(rank, layer, parts, values_at_a_time):
     layer = SyncBatchNorm.convert_sync_batchnorm(layer)
-    return [t.double() for t in train_step(layer, *parts[rank])[:4]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sync_batch_norm, "VALUES_AT_A_TIME", values_at_a_time)
+        return [t.double() for t in train_step(layer, *parts[rank])[:4]]
 
 
+@pytest.mark.parametrize("values_at_a_time", [1, 1 << 16])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
-def test_bfloat16_is_nearly_as_close_to_float64_as_batch_norm_is(ranks, layout):
+def test_bfloat16_is_as_close_to_float64_as_batch_norm_is(ranks, layout, values_at_a_time):
     layer = nn.BatchNorm2d(CHANNELS)
     layer.load_state_dict(batch_norm().state_dict())
     x, dy = (t.bfloat16().to(memory_format=layout) for t in batch(8))
     exact = train_step(copy.deepcopy(layer).double(), x.double(), dy.double())
     plain = train_step(copy.deepcopy(layer), x, dy)
     parts = [(x[:3], dy[:3]), (x[3:], dy[3:])]
-    first, second = ranks.run(bfloat16_step, layer, parts, world_size=2)
+    first, second = ranks.run(bfloat16_step, layer, parts, values_at_a_time, world_size=2)
     joined = [torch.cat([first[i], second[i]]) if i < 2 else first[i] + second[i] for i in range(4)]
     for ours, theirs, truth in zip(joined, plain[:4], exact[:4], strict=True):
-        # The input gradient is rounded three times, where BatchNorm's is once.
-        allowed = 4 * (theirs.double() - truth).abs().max() + 1e-6 * truth.abs().max()
-        assert (ours - truth).abs().max() <= allowed
+        # Output and input gradient are rounded once, as BatchNorm's are: twice would be 1.4 times the error.
+        assert (ours - truth).norm() <= 1.02 * (theirs.double() - truth).norm() + 1e-6 * truth.norm()
 
 
 def collectives(rank):
