@@ -7,10 +7,12 @@ import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -21,10 +23,15 @@ from omegaconf import DictConfig
 from launch.environment import rank_environment
 from normlab.atomic import atomic_write
 from normlab.config import Config, ConfigError, DataConfig, plain, to_typed
-from normlab.run import Run
+from normlab.run import Run, writable
+from normlab.run_files import read_result
 
 if TYPE_CHECKING:
     from normlab.data.dataset import Dataset
+
+
+NOTES_BYTES = 1 << 20
+"""Room for multirun.yaml, and for launch.json of a few hundred runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +90,19 @@ def refuse_inside_rank() -> None:
     if rank_environment(os.environ):
         command = " ".join(["python train.py", *sys.argv[1:]])
         raise ConfigError(f"a sweep starts its own ranks; run it outside torchrun and srun: {command}")
+
+
+def make_sweep_folder(folder: str) -> None:
+    """Before Hydra's sweeper does, whose own notes there end in a traceback where they cannot be written.
+
+    Raises: ConfigError where it cannot be made, or has no room for what a sweep keeps there at its start.
+    """
+    with writable(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(NOTES_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def study_name(cfg: Config, choices: Mapping[str, Any]) -> str:
@@ -184,15 +204,26 @@ def to_train(jobs: Sequence[Job], *, retry_failed: bool) -> tuple[list[Job], lis
     left: list[Job] = []
     skipped: list[Ended] = []
     for job in jobs:
-        result = job.run.result()
-        status = result["status"] if result else None
-        if job.run.config.rerun or not (job.run.ended() or (status == "failed" and not retry_failed)):
+        result = None if job.run.config.rerun else job.run.result()
+        if result is None:
+            if problem := read_result(job.run.directory)[1]:
+                print(f"warning: {job.run.directory}: {problem}; it is trained again", file=sys.stderr)
             left.append(job)
-        elif status == "failed":
+        elif result["status"] == "failed" and retry_failed:
+            left.append(job)
+        elif result["status"] == "failed":
             skipped.append(Ended(job, "skipped", "failed before; hydra.launcher.retry_failed=true tries again"))
         else:
-            skipped.append(Ended(job, "skipped", f"{status} before; rerun=true starts it over"))
+            score = f" with {metric}" if (metric := main_metric(job, result)) else ""
+            skipped.append(Ended(job, "skipped", f"{result['status']} before{score}; rerun=true starts it over"))
     return left, skipped
+
+
+def main_metric(job: Job, result: Mapping[str, Any]) -> str:
+    """What a sweep says of an ended run: "val/accuracy 0.5000"; nothing of one that diverged."""
+    metric = job.run.config.returned_metric
+    value = result["metrics"].get(metric)
+    return "" if value is None else f"{metric} {value:.4f}"
 
 
 def announce(run: Run, launch: Mapping[str, Any]) -> None:
@@ -200,10 +231,12 @@ def announce(run: Run, launch: Mapping[str, Any]) -> None:
 
     {"launcher": "local", "host": ..., "pid": ...} or {"launcher": "slurm", "job_id": "12_3", ...}, with
     "total_samples" (for the time that is left) and whatever else the launcher wants to keep.
+    Raises: ConfigError where the directory cannot be written.
     """
-    run.directory.mkdir(parents=True, exist_ok=True)
-    with atomic_write(run.directory / "launch.json") as file:
-        json.dump(dict(launch), file)
+    with writable(run.config.output_dir):
+        run.directory.mkdir(parents=True, exist_ok=True)
+        with atomic_write(run.directory / "launch.json") as file:
+            json.dump(dict(launch), file)
 
 
 def read_launch(run: Run) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from launch.process import Surroundings, end_with_parent
+from launch.process import USER_ERROR, Surroundings, end_with_parent
 from normlab.config import Config
 from normlab.run import Run
 
@@ -41,7 +41,11 @@ def run_job(cfg: Config, study: str, run: Run, surroundings: Surroundings) -> No
     """
     os.setsid()  # Ctrl-C on the terminal is the sweep's to pass on, once
     end_with_parent()
-    surroundings.enter()
+    try:
+        surroundings.enter()
+    except OSError as error:
+        print(f"error: {surroundings.log} cannot be written: {error.strerror}", file=sys.stderr)
+        sys.exit(USER_ERROR)
     from launch.rank import run_rank
 
     if cfg.world_size == 1:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.jobs import Ended, Job, read_launch
+from launch.jobs import Ended, Job, main_metric, read_launch
 from launch.process import StopSignal
 from launch.squeue import job_of, read_queue
 
@@ -76,9 +76,7 @@ def how_it_ended(submitted: Submitted) -> Ended:
     if result is not None and result["status"] == "failed":
         return Ended(submitted.job, "failed", " ".join(result["error"].split()))
     if result is not None:
-        metric = run.config.returned_metric
-        value = result["metrics"].get(metric)
-        return Ended(submitted.job, result["status"], "" if value is None else f"{metric} {value:.4f}")
+        return Ended(submitted.job, result["status"], main_metric(submitted.job, result))
     words = last_words(submitted)
     if run.checkpoint_path.exists():
         return Ended(submitted.job, "stopped", f"{words}; the same command goes on from its checkpoint")

@@ -15,7 +15,7 @@ from hydra.core.utils import JobReturn
 from omegaconf import DictConfig
 
 from launch import local
-from launch.jobs import Ended, Job, announce, job_returns, plan_jobs, record_ended, to_train
+from launch.jobs import Ended, Job, announce, job_returns, main_metric, plan_jobs, record_ended, to_train
 from launch.packing import Machine, Share, world_size
 from launch.process import RUN_IS_BUSY, StopSignal, Surroundings
 from launch.table import SweepView
@@ -117,15 +117,16 @@ def how_it_ended(job: Job, code: int | None, stop_signal: int) -> Ended:
         return Ended(job, "skipped", "another process is training it")
     if result and status == "failed":
         return Ended(job, "failed", last_line(result["error"]))
-    if result and code == 0:
-        metric = job.run.config.returned_metric
-        value = result["metrics"].get(metric)
-        return Ended(job, result["status"], "" if value is None else f"{metric} {value:.4f}")
+    if result:  # also of one that was killed while it left
+        return Ended(job, result["status"], main_metric(job, result))
     if stop_signal or (code or 0) > 128:
         return Ended(job, "stopped", "the same command goes on from its checkpoint")
     if code and code < 0:
         return Ended(job, "failed", f"killed by {signal.Signals(-code).name}")
-    log = job.run.log_path.read_text(errors="replace") if job.run.log_path.exists() else ""
+    try:
+        log = job.run.log_path.read_text(errors="replace")
+    except OSError as error:
+        return Ended(job, "failed", f"its log cannot be read ({error.strerror})")
     return Ended(job, "failed", last_line(log))
 
 

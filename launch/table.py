@@ -1,6 +1,7 @@
 """What a person sees of many runs: a live table on a terminal, plain lines elsewhere, a summary at the end."""
 
 import math
+import shlex
 import sys
 import time
 from collections import Counter
@@ -123,8 +124,12 @@ def print_summary(record: Sequence[Ended]) -> None:
             print(f"{'':9} {'':{width}}  log: {ended.job.run.log_path}")
     counts = Counter(ended.state for ended in record)
     print(", ".join(f"{counts[state]} {state}" for state in ORDER if counts[state]))
-    output_dirs = sorted({ended.job.run.config.output_dir for ended in record})
-    print(f"see: python -m launch.status {output_dirs[0]}")
+    if counts["stopped"] + counts["failed"]:
+        print("The same command goes on with what is left.")
+    for output_dir in sorted({ended.job.run.config.output_dir for ended in record}):
+        print(f"see: python -m launch.status {shlex.quote(output_dir)}")
+    for study in sorted({str(ended.job.run.directory.parent) for ended in record}):
+        print(f"see: python -m normlab.report {shlex.quote(study)}")
     sys.stdout.flush()
 
 

@@ -180,9 +180,8 @@ def writable(output_dir: str) -> Iterator[None]:
                 f"output_dir={output_dir} is on a file system without flock ({error.strerror}), so nothing would "
                 "keep two processes from training one run at once; choose a folder on another file system."
             ) from None
-        raise ConfigError(
-            f"output_dir={output_dir} cannot be written: {error.strerror} ({error.filename})."
-        ) from None
+        where = f" ({error.filename})" if error.filename else ""  # a full disk has none
+        raise ConfigError(f"output_dir={output_dir} cannot be written: {error.strerror}{where}.") from None
 
 
 def weights_path(init_from: str) -> Path:

@@ -9,7 +9,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from launch.jobs import refuse_inside_rank
+from launch.jobs import make_sweep_folder, refuse_inside_rank
 from normlab.config import ConfigError
 
 
@@ -37,6 +37,7 @@ class LocalLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         refuse_inside_rank()
+        make_sweep_folder(config.hydra.sweep.dir)
         self.config, self.config_loader = config, hydra_context.config_loader
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:

@@ -9,7 +9,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from launch.jobs import refuse_inside_rank
+from launch.jobs import make_sweep_folder, refuse_inside_rank
 from launch.slurm_config import SlurmConfig
 
 ConfigStore.instance().store(group="hydra/launcher", name="slurm", node=SlurmConfig, provider="normlab")
@@ -24,6 +24,7 @@ class SlurmLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         refuse_inside_rank()
+        make_sweep_folder(config.hydra.sweep.dir)
         self.config, self.config_loader = config, hydra_context.config_loader
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:

@@ -1,12 +1,14 @@
 """Planning a sweep, and what it hands back to the sweeper."""
 
 import math
+import os
+from errno import EACCES, ENOSPC
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from launch.jobs import job_returns, plan_jobs, sweep_value, to_train
+from launch.jobs import announce, job_returns, make_sweep_folder, plan_jobs, sweep_value, to_train
 from launch.plugins import register_launchers
 from normlab.config import ConfigError, register_schemas
 from tests.runs import CONF
@@ -97,3 +99,52 @@ def test_what_is_done_is_skipped_and_the_rest_is_trained(retry_failed, rerun, le
     assert [job.name for job in to_do] == [f"seed={seeds[status]}" for status in expected]
     assert [ended.job for ended in skipped] == [job for job in jobs if job not in to_do]
     assert {ended.state for ended in skipped} <= {"skipped"}
+
+
+def test_what_is_skipped_shows_what_it_came_to(plan):
+    jobs = plan(["seed=0"], ["seed=1"])
+    for job, status, metrics in zip(jobs, ("finished", "diverged"), ({"val/accuracy": 0.5}, {}), strict=True):
+        job.run.create()
+        job.run.write_result(status, metrics)
+    _, (finished, diverged) = to_train(jobs, retry_failed=True)
+    assert finished.detail == "finished before with val/accuracy 0.5000; rerun=true starts it over"
+    assert diverged.detail == "diverged before; rerun=true starts it over"
+
+
+@pytest.mark.parametrize("rerun", [True])
+def test_a_damaged_result_is_named_and_its_run_trained_again(rerun, plan, capsys):
+    damaged, _ = jobs = plan(["seed=0"], ["seed=1"], command=[f"rerun={rerun}"])
+    damaged.run.create()
+    (damaged.run.directory / "result.json").write_text('{"status": "fini')
+    assert to_train(jobs, retry_failed=True) == (jobs, [])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(damaged.run.directory) in line
+    assert "result.json is empty or damaged; it is trained again" in line
+
+
+def test_a_folder_that_a_sweep_cannot_write_is_one_line_before_the_first_job(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for folder in ("/proc/nowhere", f"{tmp_path}/file", f"{tmp_path}/file/below"):
+        with pytest.raises(ConfigError, match=rf"output_dir={folder} cannot be written: "):
+            make_sweep_folder(folder)
+
+    def fsync(_):
+        raise OSError(ENOSPC, os.strerror(ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(ConfigError, match=rf"output_dir={tmp_path} cannot be written: No space left on device\.$"):
+        make_sweep_folder(str(tmp_path))
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_run_directory_that_a_sweep_cannot_write_is_named(plan, monkeypatch):
+    (job,) = plan([])
+
+    def mkdir(path, *_, **__):
+        raise PermissionError(EACCES, os.strerror(EACCES), str(path))
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with pytest.raises(
+        ConfigError, match=rf"output_dir=.* cannot be written: Permission denied \(.*{job.run.hash}"
+    ):
+        announce(job.run, {"launcher": "local"})

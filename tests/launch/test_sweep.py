@@ -136,7 +136,7 @@ def test_a_killed_sweep_takes_its_jobs_with_it(start, one_core, tmp_path):
     job.process.kill()
     job.process.wait()
     until(lambda: not any(map(alive, others)))
-    assert states() == ["stale", "stale"]
+    assert states() == ["stale", "waiting"]
 
 
 def test_hydras_basic_launcher_works_as_well(tmp_path):

@@ -67,24 +67,33 @@ def test_without_a_terminal_what_begins_and_ends_is_a_line(jobs):
     with view:
         view.begin(jobs[0])
         view.update()
-        view.end(Ended(jobs[0], "finished", "val/accuracy 0.5000"))
+        view.end(Ended(jobs[0], "finished", "val/accuracy 0.5000 [rank0] :x:"))
         view.end(Ended(jobs[1], "skipped", "finished before"))
     began, ended, skipped = file.getvalue().splitlines()
     assert began == f"[0/2] running: seed=0: {jobs[0].run.directory}"
-    assert ended.startswith("[1/2] finished: seed=0: val/accuracy 0.5000 (")
+    assert ended.startswith("[1/2] finished: seed=0: val/accuracy 0.5000 [rank0] :x: (")
     assert skipped == "[2/2] skipped: seed=1: finished before"
 
 
 def test_the_summary_ends_with_what_went_wrong_and_where_to_read_it(jobs, capsys):
     print_summary(
         [
-            Ended(jobs[0], "failed", "rank 0: out of luck"),
+            Ended(jobs[0], "failed", "rank 0: out of luck [rank0] :x:"),
             Ended(jobs[1], "finished", "val/accuracy 0.5000"),
             Ended(jobs[2], "diverged"),
         ]
     )
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["finished", "diverged", "failed"]
-    assert lines[2].endswith("seed=0  rank 0: out of luck")
+    assert lines[2].endswith("seed=0  rank 0: out of luck [rank0] :x:")
     assert lines[3].strip() == f"log: {jobs[0].run.log_path}"
     assert lines[4] == "1 finished, 1 diverged, 1 failed"
+
+
+def test_the_summary_ends_with_what_to_type_next(jobs, capsys):
+    folder = jobs[0].run.config.output_dir
+    commands = [f"see: python -m launch.status {folder}", f"see: python -m normlab.report {folder}/test"]
+    print_summary([Ended(jobs[0], "finished"), Ended(jobs[1], "skipped")])
+    assert capsys.readouterr().out.splitlines()[-2:] == commands
+    print_summary([Ended(jobs[0], "finished"), Ended(jobs[1], "stopped")])
+    assert capsys.readouterr().out.splitlines()[-3:] == ["The same command goes on with what is left.", *commands]
