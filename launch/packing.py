@@ -1,6 +1,7 @@
 """Which jobs of a sweep fit on this machine side by side: on its cores, or on the GPUs that exist."""
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,10 +46,12 @@ class Machine:
         """This machine, for `jobs`. Raises: ConfigError where one of them asks for GPUs that are not here."""
         import torch
 
-        from normlab.distributed import available_cores, choose_device
+        from normlab.distributed import available_cores, choose_device, fallback_note
 
-        for job in jobs:
-            choose_device(job.run.config.device, world_size(job))
+        asked = {(job.run.config.device, world_size(job)) for job in jobs}
+        for device, ranks in sorted(asked, key=lambda one: one[1]):
+            if note := fallback_note(device, choose_device(device, ranks), ranks):
+                print(note, file=sys.stderr)
         seen = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
         gpus = seen or [str(index) for index in range(torch.cuda.device_count())]
         return cls(
@@ -61,7 +64,8 @@ class Machine:
     def take(self, job: Job) -> Share | None:
         """The job's share, from now until it is given back; None while it does not fit."""
         ranks = world_size(job)
-        if self._jobs_on and job.run.config.device.value != "cpu":
+        # As distributed.choose_device: auto leaves the GPUs aside where there are fewer than ranks.
+        if job.run.config.device.value != "cpu" and ranks <= len(self._jobs_on):
             open_gpus = [gpu for gpu, jobs in self._jobs_on.items() if jobs < self._jobs_per_gpu]
             if len(open_gpus) < ranks:
                 return None

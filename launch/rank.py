@@ -3,13 +3,14 @@
 import os
 import sys
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from launch.jobs import read_launch
 from launch.process import RUN_IS_BUSY, USER_ERROR, StopSignal, Surroundings, end_with_parent
 from normlab import data, distributed
 from normlab.config import Config, ConfigError
+from normlab.data.dataset import Dataset
 from normlab.logger import FileLogger, LoggerList
 from normlab.preflight import plan
 from normlab.progress import ProgressLogger
@@ -25,25 +26,36 @@ def run_started_rank(cfg: Config, study: str, run: Run, surroundings: Surroundin
 
 
 def run_rank(cfg: Config, study: str, run: Run | None = None) -> int:
-    """Join the ranks, train the run, leave. Returns the exit code: 0, 2, 3, or 128 + the stop signal.
+    """Prepare, join the ranks, train the run, leave. Returns the exit code: 0, 2, 3, or 128 + the stop signal.
 
     `run` was named by the process that started the ranks; where nobody did, rank 0 names it and tells the
-    others. Rank 0 holds the run's lock for as long as it is trained. Collective: every rank must call.
+    others. Every rank reads its data before it joins: one decodes what is not in the cache yet, those that share
+    the cache wait for its lock. Rank 0 holds the run's lock for as long as it is trained.
+    Collective: every rank must call.
     """
-    rank = int(os.environ.get("RANK", 0))
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     training = False
+
+    def prepare_here() -> tuple[Dataset, Run]:
+        dataset = load(cfg)
+        if rank == 0 and run is None:
+            return dataset, plan(cfg, dataset, world_size=world_size, study=study)
+        return dataset, name_run(cfg, world_size=world_size, study=study, data_fingerprint=dataset.fingerprint)
+
     with StopSignal() as stop_signal, ExitStack() as held:
         try:
-            ranks = distributed.join(cfg.device)
-            named = run
-            run, claimed = ranks.on_rank0(lambda: claim(named or prepare(cfg, study, ranks.world_size), held))
+            ranks, (dataset, here) = distributed.join(cfg.device, prepare_here)
+            given = run
+            run, claimed = ranks.on_rank0(lambda: claim(given or here, held))
             training = claimed == "train"
-            code = _train(run, ranks, stop_signal) if training else RUN_IS_BUSY if claimed == "busy" else 0
+            code = RUN_IS_BUSY if claimed == "busy" else 0
+            if training:
+                code = _train(run, here.hash, dataset, ranks, stop_signal)
         except ConfigError as error:
             # Every rank has the same error, so one of them says it.
             if rank == 0:
                 print(f"error: {error}", file=sys.stderr)
-                if training:
+                if training or (run is not None and _lock(run, held)):
                     assert run is not None
                     run.fail(str(error), "")
             code = USER_ERROR
@@ -58,8 +70,12 @@ def run_rank(cfg: Config, study: str, run: Run | None = None) -> int:
 
 def prepare(cfg: Config, study: str, world_size: int) -> Run:
     """In one process: find what is wrong, and name the run. Raises: ConfigError."""
-    dataset = data.load(cfg.data, ProgressLogger.loading if cfg.progress else None)
-    return plan(cfg, dataset, world_size=world_size, study=study)
+    return plan(cfg, load(cfg), world_size=world_size, study=study)
+
+
+def load(cfg: Config) -> Dataset:
+    """The run's data. Raises: ConfigError."""
+    return data.load(cfg.data, ProgressLogger.loading if cfg.progress else None)
 
 
 def claim(run: Run, held: ExitStack) -> tuple[Run, str]:
@@ -76,6 +92,13 @@ def claim(run: Run, held: ExitStack) -> tuple[Run, str]:
         return run, "ended"
     run.create()
     return run, "train"
+
+
+def _lock(run: Run, held: ExitStack) -> bool:
+    """Take the lock of a run that nothing has come of yet, to say so in its result; False where that cannot be."""
+    with suppress(ConfigError):
+        return held.enter_context(run.lock())
+    return False
 
 
 def ended(run: Run) -> bool:
@@ -102,11 +125,9 @@ def describe(run: Run, train_samples: int) -> str:
     )
 
 
-def _train(run: Run, ranks: distributed.Ranks, stop_signal: StopSignal) -> int:
+def _train(run: Run, hash_here: str, dataset: Dataset, ranks: distributed.Ranks, stop_signal: StopSignal) -> int:
     cfg = run.config
-    dataset = data.load(cfg.data)
-    named = name_run(cfg, world_size=ranks.world_size, study="", data_fingerprint=dataset.fingerprint)
-    if named.hash != run.hash:  # a job that waited in a queue, or a node with data of its own
+    if hash_here != run.hash:  # a job that waited in a queue, or a node with data of its own
         raise RuntimeError(
             f"the data here, or normlab's code, are no longer those that run {run.hash} was named for"
         )

@@ -1,10 +1,13 @@
 """Join and leave the process group, and what ranks tell each other outside the gradients."""
 
 import gc
+import json
 import os
 import platform
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -120,37 +123,85 @@ def device_name(device: torch.device) -> str:
 
 
 def choose_device(device: Device, local_world_size: int) -> torch.device:
-    """cpu, or cuda with an index still to be chosen.
+    """cpu, or cuda with an index still to be chosen; auto is cuda where each rank here has a device of its own.
 
-    Raises: ConfigError for cuda without a device, or with more ranks on this machine than devices.
+    Raises: ConfigError for cuda with fewer devices than ranks on this machine.
     """
     count = torch.cuda.device_count()
-    if device is Device.cpu or (device is Device.auto and count == 0):
-        return torch.device("cpu")
-    if count < local_world_size:
+    if device is Device.cuda and count < local_world_size:
         raise ConfigError(
-            f"device={device.value} with {local_world_size} ranks on this machine needs as many CUDA devices, "
+            f"device=cuda with {local_world_size} ranks on this machine needs as many CUDA devices, "
             f"but {count} are visible; lower world_size to {max(count, 1)}, or set device=cpu."
         )
-    return torch.device("cuda")
+    return torch.device("cpu" if device is Device.cpu or count < local_world_size else "cuda")
 
 
-def join(device: Device) -> Ranks:
-    """Join the group that RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR describe; alone where RANK is not set.
+def fallback_note(device: Device, chosen: torch.device, local_world_size: int) -> str | None:
+    """What to say where `chosen` is the CPU though there are GPUs, which device=auto had rather taken."""
+    count = torch.cuda.device_count()
+    if device is not Device.auto or chosen.type == "cuda" or count == 0:
+        return None
+    return (
+        f"device=auto computes on the CPU: not each of {local_world_size} ranks can have one of the {count} CUDA "
+        f"devices here; lower world_size to {count} to use them"
+    )
 
+
+def join(device: Device, prepare: Callable[[], T]) -> tuple[Ranks, T]:
+    """Call `prepare`, then join the group that RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR describe.
+
+    Alone where RANK is not set. A rank that is prepared waits for the others at the store, not in a collective,
+    whose time is short: the first decode of a folder takes as long as it takes.
     nccl on CUDA, gloo on CPU. Collective: every rank must call.
+    Raises: ConfigError, on every rank that of the first rank that has one.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    chosen = choose_device(device, local_world_size)
-    if chosen.type == "cuda":
-        chosen = torch.device("cuda", local_rank)
-        torch.cuda.set_device(chosen)
+    store = next(dist.rendezvous("env://"))[0] if world_size > 1 else dist.HashStore()
+    kind, prepared, problem = "", None, ""
+    try:
+        kind = choose_device(device, local_world_size).type
+        prepared = prepare()
+    except ConfigError as error:
+        problem = str(error)
+    told = exchange(dist.PrefixStore("prepared", store), rank, world_size, (kind, problem))
+    for _, problem in told:
+        if problem:
+            raise ConfigError(problem)
+    # Machines may differ in what auto finds there; all ranks compute on one kind.
+    chosen = torch.device("cuda", local_rank) if all(kind == "cuda" for kind, _ in told) else torch.device("cpu")
+    if rank == 0 and (note := fallback_note(device, chosen, local_world_size)):
+        print(note, file=sys.stderr)
+    _init(store, rank, world_size, chosen)
+    return Ranks(rank, world_size, local_world_size, chosen), prepared  # type: ignore[return-value]
+
+
+def _init(store: dist.Store, rank: int, world_size: int, device: torch.device) -> None:
+    on_cuda = device.type == "cuda"
+    if on_cuda:
+        torch.cuda.set_device(device)
     if world_size > 1:
-        backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, device_id=chosen if chosen.type == "cuda" else None)
-    return Ranks(rank, world_size, local_world_size, chosen)
+        dist.init_process_group(
+            "nccl" if on_cuda else "gloo",
+            store=dist.PrefixStore("default_pg", store),
+            rank=rank,
+            world_size=world_size,
+            device_id=device if on_cuda else None,
+        )
+
+
+def exchange(store: dist.Store, rank: int, world_size: int, words: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Every rank's `words`, in the order of ranks. Collective: every rank must call; it waits for a day."""
+    store.set(str(rank), json.dumps(words))
+    keys = [str(other) for other in range(world_size)]
+    store.wait(keys, timedelta(days=1))
+    told = [tuple(json.loads(store.get(key))) for key in keys]
+    if store.add("heard", 1) == world_size:
+        store.set("all heard", "")
+    if rank == 0:  # the store may end with its process
+        store.wait(["all heard"])
+    return told
 
 
 def leave() -> None:

@@ -13,7 +13,7 @@ processes (gloo, or nccl on CUDA). Close other programs first.
 import argparse
 import json
 
-from normlab.bench.cli import Parser, about, at_least, call, parser, say, shape
+from normlab.bench.cli import Parser, about, at_least, call, parser, pick_device, say, shape
 
 MEMORY_FORMATS = ("contiguous", "channels_last")
 
@@ -47,15 +47,14 @@ def run(args: argparse.Namespace) -> None:
 
     from normlab.bench import norms, pages, tables
     from normlab.config import Device, Precision
-    from normlab.distributed import choose_device
 
-    device = Device(args.device)
     world_sizes = sorted(set(args.world_sizes))
-    here = choose_device(device, world_sizes[-1])
+    here = pick_device(args.device, world_sizes[-1])
     precisions = [Precision(name) for name in args.dtypes]
     cases, refused = norms.plan(args.norms, args.shapes, precisions, args.memory_formats, world_sizes)
     surroundings = about(here, args.rounds)
-    rows = norms.measure(cases, here.type == "cpu", device, rounds=args.rounds, sample_s=args.sample_s, say=say)
+    on_cpu, device = here.type == "cpu", Device(here.type)
+    rows = norms.measure(cases, on_cpu, device, rounds=args.rounds, sample_s=args.sample_s, say=say)
     result = {
         **surroundings,
         "sample_s": args.sample_s,

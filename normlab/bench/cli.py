@@ -6,9 +6,12 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.process import USER_ERROR
+
+if TYPE_CHECKING:
+    import torch
 
 
 def shape(text: str) -> tuple[int, int, int, int]:
@@ -93,6 +96,21 @@ def call(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def pick_device(device: str, world_size: int) -> "torch.device":
+    """Where `world_size` ranks, the most that are measured, compute; says so where auto leaves GPUs aside.
+
+    Raises: ConfigError.
+    """
+    from normlab.config import Device
+    from normlab.distributed import choose_device, fallback_note
+
+    asked = Device(device)
+    here = choose_device(asked, world_size)
+    if note := fallback_note(asked, here, world_size):
+        say(note)
+    return here
 
 
 def say(text: str) -> None:

@@ -16,14 +16,14 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from normlab.bench.cli import Parser, about, call, parser, say
+from normlab.bench.cli import Parser, about, call, parser, pick_device, say
 from normlab.bench.cost_model import ALGORITHMS, Link, Network, Point, fit
 from normlab.bench.links import VARIANTS, Training, prepare_step, time_collective, time_step
 from normlab.bench.measure import Collective
 from normlab.bench.ranks import RankGroup
 from normlab.bench.summary import Summary, summarize
 from normlab.config import Device
-from normlab.distributed import available_cores, choose_device
+from normlab.distributed import available_cores
 
 MEASURED_RANKS = (2, 4)
 PREDICTED_RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -216,10 +216,9 @@ def report(measured: Measurements) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> None:
     from normlab.bench import scaling_page
 
-    device = Device(args.device)
-    here = choose_device(device, MEASURED_RANKS[-1])
+    here = pick_device(args.device, MEASURED_RANKS[-1])
     surroundings = about(here, args.rounds)
-    result = {**surroundings, **report(measure(device, args.rounds, say))}
+    result = {**surroundings, **report(measure(Device(here.type), args.rounds, say))}
     crowded = here.type == "cpu" and available_cores() < MEASURED_RANKS[-1]
     result["oversubscribed"] = [n for n in MEASURED_RANKS if crowded and n > available_cores()]
     if args.json:

@@ -81,7 +81,7 @@ class Config(Section):
     """fp32, bf16 (autocast, statistics in fp32) or fp64."""
 
     device: Device = setting(Device.auto, identity=False)
-    """auto: cuda where there is a device, else cpu."""
+    """auto: cuda where every rank has a device of its own, else cpu."""
 
     threads: int | None = setting(None, minimum=1, identity=False)
     """CPU threads per rank. null: the machine's cores shared among its ranks."""

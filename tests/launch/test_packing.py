@@ -3,9 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from launch.packing import Machine
-from normlab.config import Device
+from normlab.config import ConfigError, Device
 
 
 def job(world_size=1, threads=None, device=Device.auto):
@@ -72,3 +73,22 @@ def test_a_job_on_the_cpu_takes_no_gpu():
     both = machine(cores=1, gpus=["0"])
     assert both.take(job(device=Device.cpu)).gpus == ()
     assert both.take(job()).gpus == ("0",)
+
+
+def test_a_job_of_more_ranks_than_gpus_takes_cores(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    both = Machine.here([job(2), job(2), job(1)], jobs_per_gpu=1)
+    (note,) = capsys.readouterr().err.splitlines()
+    assert note.startswith(
+        "device=auto computes on the CPU: not each of 2 ranks can have one of the 1 CUDA devices"
+    )
+    on_cores = both.take(job(2))
+    assert (on_cores.gpus, on_cores.cores) == ((), 2)
+    assert both.take(job(1)).gpus == ("0",)
+
+
+def test_a_job_that_asks_for_more_gpus_than_there_are_is_a_mistake(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="device=cuda with 2 ranks"):
+        Machine.here([job(2, device=Device.cuda)], jobs_per_gpu=1)

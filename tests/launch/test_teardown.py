@@ -48,7 +48,8 @@ def test_ranks_that_trained_leave_without_a_crash_many_times(tmp_path):
 def test_alone_there_is_no_group_to_join_or_leave(monkeypatch):
     for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(key, raising=False)
-    ranks = distributed.join(Device.cpu)
+    ranks, prepared = distributed.join(Device.cpu, lambda: "data")
+    assert prepared == "data"
     assert (ranks.rank, ranks.world_size, ranks.device.type) == (0, 1, "cpu")
     assert not torch.distributed.is_initialized()
     assert torch.equal(ranks.sum(torch.tensor([2.0])), torch.tensor([2.0]))

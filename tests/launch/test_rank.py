@@ -1,0 +1,81 @@
+"""What a rank does before it trains, and in which order."""
+
+import os
+
+import pytest
+import torch.distributed as dist
+
+from launch import rank
+from normlab import data, distributed
+from normlab.config import ConfigError, Device
+from tests.runs import TINY, directory_of, typed
+
+
+@pytest.fixture
+def alone(monkeypatch, tmp_path):
+    for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_rank_reads_its_data_once_and_before_it_joins_the_others(alone, monkeypatch):
+    order = []
+    load, exchange = data.load, distributed.exchange
+    monkeypatch.setattr(data, "load", lambda *args: (order.append("data"), load(*args))[1])
+    monkeypatch.setattr(distributed, "exchange", lambda *args: (order.append("others"), exchange(*args))[1])
+    assert rank.run_rank(typed(*TINY, "epochs=1", "progress=false"), "test") == 0
+    assert order == ["data", "others"]
+
+
+def joining(number, port, mistake_on):
+    """What joining gives or raises, on a rank that has no group yet; data is read while there is none."""
+    dist.destroy_process_group()
+    place = {"RANK": number, "WORLD_SIZE": 3, "LOCAL_RANK": number, "LOCAL_WORLD_SIZE": 3, "MASTER_PORT": port}
+    os.environ |= {key: str(value) for key, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+
+    def prepare():
+        assert not dist.is_initialized()  # no collective can end at its timeout
+        if number in mistake_on:
+            raise ConfigError(f"found by rank {number}")
+        return f"data of rank {number}"
+
+    try:
+        ranks, prepared = distributed.join(Device.cpu, prepare)
+    except ConfigError as error:
+        return str(error)
+    return prepared, ranks.gather(distributed.torch.tensor([ranks.rank])).flatten().tolist()
+
+
+@pytest.fixture
+def port():
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    number = store.port
+    del store
+    return number
+
+
+def test_ranks_prepare_apart_and_then_join(ranks, port):
+    found = ranks.run(joining, port, (), world_size=3)
+    assert found == [(f"data of rank {number}", [0, 1, 2]) for number in range(3)]
+
+
+def test_a_mistake_that_any_rank_finds_while_preparing_is_raised_on_all(ranks, port):
+    assert ranks.run(joining, port, (1, 2), world_size=3) == ["found by rank 1"] * 3
+
+
+def test_a_named_run_whose_data_is_gone_when_its_turn_comes_has_failed(alone, monkeypatch, capsys):
+    overrides = [*TINY, "epochs=1"]
+    run = directory_of(overrides, 1)
+
+    def gone(*args):
+        raise ConfigError("data.root=pictures is gone")
+
+    monkeypatch.setattr(data, "load", gone)
+    assert rank.run_rank(typed(*overrides), "test", run) == 2
+    assert capsys.readouterr().err == "error: data.root=pictures is gone\n"
+    assert run.result()["error"] == "data.root=pictures is gone"
+    with run.lock() as free:  # what is trained elsewhere is not touched
+        assert free
+        (run.directory / "result.json").unlink()
+        assert rank.run_rank(typed(*overrides), "test", run) == 2
+    assert run.result() is None
