@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import numpy as np
 from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from normlab.config import ConfigError
 
@@ -18,8 +20,14 @@ Result = TypeVar("Result")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """What is taken for an image, in any case of letters."""
 
-BLOCK = 256
-"""Images a thread decodes before it hands them over."""
+BLOCK, BLOCK_BYTES = 256, 2**25
+"""How many images a thread decodes before it hands them over, and how many bytes: at least one image."""
+
+LONGEST = 8
+"""Longest aspect ratio that is resized as a whole: the ends of longer pictures are cut off first.
+
+A picture of 65000 x 1 pixels would take 10 GB on its way to a square of 224.
+"""
 
 
 def decode_all(paths: list[str], size: int) -> Iterator[np.ndarray]:
@@ -27,7 +35,8 @@ def decode_all(paths: list[str], size: int) -> Iterator[np.ndarray]:
 
     Raises: ConfigError naming the first image that cannot be read.
     """
-    blocks = [paths[start : start + BLOCK] for start in range(0, len(paths), BLOCK)]
+    count = max(1, min(BLOCK, BLOCK_BYTES // (size * size * 3)))
+    blocks = [paths[start : start + count] for start in range(0, len(paths), count)]
     return in_threads(lambda block: _decode_block(block, size), blocks)
 
 
@@ -62,8 +71,46 @@ def opened(path: str) -> Iterator[Image.Image]:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """In RGB, whatever its mode; what is transparent keeps the colour that lies there."""
+    """In RGB of 8 bits, whatever its mode; what is transparent keeps the colour that lies there.
+
+    Raises: ValueError for grey values whose black and white the format does not define.
+    """
+    if image.mode.startswith(("I", "F")):
+        image = _grey_of_8_bits(image)
     return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
+
+
+def _grey_of_8_bits(image: Image.Image) -> Image.Image:
+    """Unsigned grey values of 12 or 16 bits, scaled from their full range to 0..255.
+
+    Pillow's own conversion clips: everything above 255 would be white. Floats, signed and 32-bit integers hold
+    heights, counts or shares, and the file does not say which range is to be shown.
+    """
+    # Of "I", only PGM's is known: Pillow has scaled it from the file's own maximum to 65535.
+    if not image.mode.startswith("I;16") and (image.mode, image.format) != ("I", "PPM"):
+        kind = "floats" if image.mode == "F" else "signed or 32-bit integers"
+        raise ValueError(f"{kind}, with no defined black and white; save it with 8 or 16 bits")
+    bits, white_is_zero = 16, False
+    if isinstance(image, TiffImageFile):
+        [bits] = image.tag_v2.get(BITSPERSAMPLE, (16,))
+        white_is_zero = image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
+    shares = np.asarray(image).astype(np.float64) / (2**bits - 1)
+    return Image.fromarray(np.rint(255 * (1 - shares if white_is_zero else shares)).astype(np.uint8))
+
+
+def grey_values(image: Image.Image) -> np.ndarray:
+    """The numbers in a grey or palette file: (H, W) int64.
+
+    Pillow stretches those of 2 and 4 bits to 0..255, and a PGM's from 0..its maximum to 0..255 or 0..65535.
+    """
+    assert isinstance(image, ImageFile)
+    codec = image.tile[0].args
+    stored, *more = codec if isinstance(codec, tuple) else (codec,)
+    most = more[0] if more and image.format == "PPM" else {"L;2": 3, "L;4": 15}.get(str(stored))
+    values_HW = np.asarray(image).astype(np.int64)
+    if not most:
+        return values_HW
+    return np.rint(values_HW * (most / (65535 if image.mode == "I" else 255))).astype(np.int64)
 
 
 def decode(path: str, size: int) -> np.ndarray:
@@ -74,13 +121,18 @@ def decode(path: str, size: int) -> np.ndarray:
     with opened(path) as image:
         image.draft("RGB", (2 * size, 2 * size))  # a large JPEG: decode no more than is needed
         pixels = as_rgb(image)
+    pixels = _centre(pixels, *(min(side, LONGEST * min(pixels.size)) for side in pixels.size))
     width, height = pixels.size
     if min(width, height) != size:
         scale = size / min(width, height)
         width, height = max(size, round(width * scale)), max(size, round(height * scale))
         pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(pixels.crop((left, top, left + size, top + size)))
+    return np.asarray(_centre(pixels, size, size))
+
+
+def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def _decode_block(paths: list[str], size: int) -> np.ndarray:

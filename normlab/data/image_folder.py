@@ -21,7 +21,7 @@ from normlab.data.dataset import LabelledImages, PixelMoments, Source
 from normlab.data.decode import SUFFIXES, decode_all
 from normlab.data.listing import cached, data_root, digest, files_under
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """To be raised when the pixels or the files of the cache change."""
 
 UINT8, INT64 = np.dtype(np.uint8), np.dtype(np.int64)

@@ -14,10 +14,10 @@ from PIL import Image
 from normlab.config import ConfigError, MaskFilesConfig
 from normlab.data.cache import ArrayWriter, DamagedError, map_array, write_text
 from normlab.data.dataset import MaskedImages, PixelMoments, Source
-from normlab.data.decode import as_rgb, in_threads, opened
+from normlab.data.decode import as_rgb, grey_values, in_threads, opened
 from normlab.data.listing import cached, digest
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """To be raised when the pixels or the files of the cache change."""
 
 UINT8, INT64 = np.dtype(np.uint8), np.dtype(np.int64)
@@ -58,12 +58,12 @@ class Labels:
         if self.in_colours:
             channels_HWC = np.asarray(as_rgb(mask)).astype(np.int64)
             return channels_HWC @ np.array([65536, 256, 1])
-        if mask.mode not in ("1", "L", "P", "I", "I;16"):
+        if mask.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
             raise ConfigError(
                 f"{path} is a picture in {mask.mode}, not one of class indices; say which colour is which class "
                 "by data.colour_map."
             )
-        return np.asarray(mask).astype(np.int64)
+        return grey_values(mask)
 
 
 def rgb(value: int) -> tuple[int, int, int]:
