@@ -1,9 +1,14 @@
 """Folders of arrays kept on disk: made once by one process, then memory-mapped by all that read them."""
 
+import hashlib
+import json
 import mmap
 import os
+import platform
+import re
 import shutil
-import tempfile
+import sys
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,9 +17,19 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import xxhash
 from filelock import FileLock
 
+from normlab.atomic import atomic_write
+from normlab.data.decode import in_threads
+
 T = TypeVar("T")
+
+CHECKSUMS = "checksums.json"
+"""In each folder: xxh3 (128 bits) of every other file that the build left there."""
+
+MADE = (".npy", ".json")
+"""Suffixes of a cache's files."""
 
 
 class DamagedError(Exception):
@@ -22,25 +37,30 @@ class DamagedError(Exception):
 
 
 def read_or_build(folder: Path, key: str, read: Callable[[Path], T], build: Callable[[Path], None]) -> T:
-    """read(folder/key), after build() has filled it if it is missing or read raises DamagedError.
+    """read(folder/key), after build() has filled it if it is missing or damaged: by its checksums, or by read.
 
     build fills a temporary folder, which is renamed into place when whole: `folder/key` is there entirely
-    or not at all. A lock lets one process build and the others wait. Whatever else lies in `folder` (other
+    or not at all. A lock lets one process build and the others wait. What else was made in `folder` (other
     keys, what a killed process left) is deleted after a build; a process that has it mapped keeps it.
     Raises: OSError if the cache cannot be written; what read and build raise.
     """
     place = folder / key
     with suppress(DamagedError):
-        return read(place)  # without the lock, so that a finished cache may be read-only
+        return _read(place, read)  # without the lock, so that a finished cache may be read-only
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f"{folder.name}.lock"):
-        with suppress(DamagedError):
-            return read(place)
+        try:
+            return _read(place, read)
+        except DamagedError as error:
+            if place.exists():
+                print(f"warning: a damaged cache is rebuilt: {error}", file=sys.stderr)
         folder.mkdir(exist_ok=True)
-        half_made = Path(tempfile.mkdtemp(prefix="half-made-", dir=folder))
+        half_made = folder / f"half-made-{uuid.uuid4().hex}"
+        half_made.mkdir()  # not mkdtemp, whose folder would stay closed to other users
         try:
             build(half_made)
-            shutil.rmtree(place, ignore_errors=True)
+            write_text(half_made / CHECKSUMS, json.dumps(_checksums(half_made), indent=1))
+            _remove(place)
             half_made.rename(place)
             _sync(folder)
         except BaseException:
@@ -48,10 +68,84 @@ def read_or_build(folder: Path, key: str, read: Callable[[Path], T], build: Call
             with suppress(OSError):
                 folder.rmdir()  # only if nothing else is in it
             raise
+        _remember(place, _stamp(place))
         for other in folder.iterdir():
             if other != place:
-                shutil.rmtree(other, ignore_errors=True)
-        return read(place)
+                _remove(other)
+        return _read(place, read)
+
+
+def _read(place: Path, read: Callable[[Path], T]) -> T:
+    try:
+        _verify(place)
+    except (OSError, ValueError, AttributeError) as error:
+        raise DamagedError(f"{place} ({error})") from error
+    return read(place)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder that a build made. Whatever has another name, or holds anything else, is left alone."""
+    if not re.fullmatch(r"[0-9a-f]{16}|half-made-\w+", folder.name) or folder.is_symlink() or not folder.is_dir():
+        return
+    files = list(folder.iterdir())
+    if all(file.suffix in MADE and file.is_file() for file in files):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _verify(place: Path) -> None:
+    """Compare the files of a cache to their checksums, once per machine and cache.
+
+    What was compared is remembered for each user by size, inode and times of change, in the user's own folder: the
+    cache may be shared, or read-only. Reads 1 GB of pages that are in memory in 0.3 s.
+    Raises: DamagedError; OSError or ValueError where there are no checksums that could be read.
+    """
+    stamp = _stamp(place)
+    with suppress(OSError, RuntimeError):
+        if _note(place).read_text() == stamp:
+            return
+    expected = json.loads((place / CHECKSUMS).read_text())
+    found = _checksums(place)
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise DamagedError(f"{place / name} does not hold what was decoded into it")
+    _remember(place, stamp)
+
+
+def _checksums(place: Path) -> dict[str, str]:
+    def checksum(file: Path) -> str:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, xxhash.xxh3_128).hexdigest()
+
+    files = sorted(file for file in place.iterdir() if file.suffix in MADE and file.name != CHECKSUMS)
+    return dict(zip((file.name for file in files), in_threads(checksum, files), strict=True))
+
+
+def _stamp(place: Path) -> str:
+    stats = [(file.name, file.stat()) for file in sorted(place.iterdir())]
+    return digest(place, *((name, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats))
+
+
+def _remember(place: Path, stamp: str) -> None:
+    with suppress(OSError, RuntimeError):  # no folder of one's own: verified at each start
+        note = _note(place)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(note) as file:
+            file.write(stamp)
+
+
+def _note(place: Path) -> Path:
+    """Where it is remembered what of a cache was verified on this machine; another key takes its place."""
+    return user_folder() / "verified" / digest(platform.node(), place.parent)
+
+
+def user_folder() -> Path:
+    """The user's own folder for what can be made again. Raises: RuntimeError where there is no home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "normlab"
+
+
+def digest(*parts: object) -> str:
+    """A short hash of the parts as text, in their order."""
+    return hashlib.blake2b("\n".join(map(str, parts)).encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
 
 class ArrayWriter:
