@@ -63,11 +63,14 @@ class ProgressLogger:
         return f"{left_s:.0f} s left"
 
     @staticmethod
-    def loading(what: str, done: int, total: int) -> None:
-        """Tell how far a long load is; on one line of a terminal, at each tenth elsewhere."""
+    def loading(text: str, done: int = 0, total: int = 0) -> None:
+        """Tell what is loaded; how far a long load is, on one line of a terminal, at each tenth elsewhere."""
+        if not total:
+            print(text, file=sys.stderr)
+            return
         terminal = sys.stderr.isatty()
         if terminal or done == total or done * 10 // total > (done - 1) * 10 // total:
-            print(f"{what}: {done}/{total}", file=sys.stderr, end="\r" if terminal and done < total else "\n")
+            print(f"{text}: {done}/{total}", file=sys.stderr, end="\r" if terminal and done < total else "\n")
 
     def note(self, text: str) -> None:
         self._console.print(text)

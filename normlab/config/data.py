@@ -65,11 +65,15 @@ class ImageFolderConfig(DataConfig):
     root: str | None = setting(None, identity=False)
     """Folder that holds train/<class>/ and test/<class>/ (or val/<class>/)."""
 
-    image_size: int = setting(32, minimum=4)
+    image_size: int = setting(32, minimum=4, maximum=4096)
     """Side in pixels: the shorter side is resized to it, then the centre is cut out."""
 
     cache_dir: str | None = setting(None, identity=False)
     """Where decoded pixels are kept. null: $XDG_CACHE_HOME/normlab, or ~/.cache/normlab."""
+
+
+LARGEST_WINDOW = 16384
+"""Pixels a side of the square that is cut out of a picture before it is scaled to crop_size."""
 
 
 class ClassWeighting(Enum):
@@ -88,7 +92,7 @@ class SegmentationConfig(DataConfig):
     augment: bool = True
     """Random scale, crop, horizontal flip and colours; without it, the centre is cut out."""
 
-    crop_size: int = setting(256, minimum=8)
+    crop_size: int = setting(256, minimum=8, maximum=4096)
     """Side in pixels of the square that is cut out of a training picture, padded where it is smaller."""
 
     scale_min: float = setting(0.5, above=0)
@@ -112,6 +116,12 @@ class SegmentationConfig(DataConfig):
             raise ConfigError(
                 f"data.scale_min={self.scale_min} is more than data.scale_max={self.scale_max}; swap them."
             )
+        if self.crop_size > self.scale_min * LARGEST_WINDOW:
+            raise ConfigError(
+                f"data.scale_min={self.scale_min} with data.crop_size={self.crop_size} cuts squares of up to "
+                f"{self.crop_size / self.scale_min:.3g} pixels a side out of a picture; raise it to at least "
+                f"{self.crop_size / LARGEST_WINDOW:g}."
+            )
         if self.class_weights is not None and self.class_weighting is not ClassWeighting.none:
             raise ConfigError(
                 f"data.class_weights and data.class_weighting={self.class_weighting.value} exclude each other; "
@@ -125,7 +135,7 @@ class ShapesSegConfig(SegmentationConfig):
 
     name: str = "shapes_seg"
 
-    crop_size: int = setting(64, minimum=8)
+    crop_size: int = setting(64, minimum=8, maximum=4096)
     """Side in pixels of the square that is cut out of a training picture, padded where it is smaller."""
 
     scale_min: float = setting(0.75, above=0)
@@ -145,7 +155,7 @@ class ShapesSegConfig(SegmentationConfig):
 class MaskFilesConfig(SegmentationConfig):
     """What all pictures with masks in files have."""
 
-    image_size: int | None = setting(None, minimum=8)
+    image_size: int | None = setting(None, minimum=8, maximum=16384)
     """The shorter side of every picture and mask is resized to so many pixels. null: left as it is."""
 
     cache_dir: str | None = setting(None, identity=False)

@@ -3,8 +3,6 @@
 `load` is the one entry: the configured source, cut into train, val and test.
 """
 
-from collections.abc import Callable
-
 from normlab.config import (
     CifarConfig,
     DataConfig,
@@ -19,31 +17,33 @@ from normlab.data import cifar, image_folder, mask_folder, shapes, shapes_seg, t
 from normlab.data.augment import Augmentation, CropAndFlip
 from normlab.data.augment_masks import ScaleAndCrop
 from normlab.data.dataset import Dataset, LabelledImages, Source, cut
+from normlab.data.listing import Tell
 
 
-def load(cfg: DataConfig, on_progress: Callable[[str, int, int], None] | None = None) -> Dataset:
+def load(cfg: DataConfig, tell: Tell | None = None) -> Dataset:
     """The configured data, with `data.train_samples` and `data.val_fraction` applied.
 
-    on_progress(text, done, total) is called while something long is made for the first time.
+    tell(text) is called for what a person should know, tell(text, done, total) while something long is made
+    for the first time.
     Raises: ConfigError.
     """
-    return cut(_read(cfg, on_progress or (lambda text, done, total: None)), cfg)
+    return cut(_read(cfg, tell or (lambda text, done=0, total=0: None)), cfg)
 
 
-def _read(cfg: DataConfig, on_progress: Callable[[str, int, int], None]) -> Source:
+def _read(cfg: DataConfig, tell: Tell) -> Source:
     match cfg:
         case ShapesConfig():
             return shapes.read(cfg)
         case CifarConfig():
             return cifar.read(cfg)
         case ImageFolderConfig():
-            return image_folder.read(cfg, on_progress)
+            return image_folder.read(cfg, tell)
         case ShapesSegConfig():
             return shapes_seg.read(cfg)
         case MaskFolderConfig():
-            return mask_folder.read(cfg, on_progress)
+            return mask_folder.read(cfg, tell)
         case TorchvisionMasksConfig():
-            return torchvision_masks.read(cfg, on_progress)
+            return torchvision_masks.read(cfg, tell)
     raise AssertionError(f"no source reads a {type(cfg).__name__}")
 
 

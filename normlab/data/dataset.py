@@ -1,5 +1,6 @@
 """What every source gives, and how it is cut into train, val and test."""
 
+import os
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
@@ -95,6 +96,10 @@ class MaskedImages:
         images, masks = zip(*map(self.sample, index_B.tolist()), strict=True)
         return torch.stack(images), torch.stack(masks).long()
 
+    def all_ignored(self) -> bool:
+        """Whether no pixel counts. Looks at no more than it must: mostly at one mask."""
+        return all(bool((self.sample(index)[1] == IGNORED).all()) for index in range(len(self)))
+
     def pixel_counts(self, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(K,) int64 each: a class's pixels, and the pixels that count of the pictures that show it."""
         of_class_K, of_pictures_K = torch.zeros(2, num_classes, dtype=torch.int64)
@@ -165,7 +170,8 @@ def cut(source: Source, cfg: DataConfig) -> Dataset:
 
     Both follow one fixed permutation: val is its beginning, train what comes next. So neither depends on
     the run's seed, val does not depend on train_samples, and a smaller subset lies within a larger one.
-    Raises: ConfigError if train or val would be empty, or train_samples is more than there are.
+    Raises: ConfigError if train or val would be empty, train_samples is more than there are, or no pixel of a
+    split counts.
     """
     total = len(source.train)
     num_val = round(total * cfg.val_fraction)
@@ -195,6 +201,12 @@ def cut(source: Source, cfg: DataConfig) -> Dataset:
     if num_train < total:
         train = train.subset(order[num_val : num_val + num_train])
     val = source.train.subset(order[:num_val]) if num_val else source.val
+    for name, split in {"train": train, "val": val, "test": source.test}.items():
+        if isinstance(split, MaskedImages) and split.all_ignored():
+            raise ConfigError(
+                f"data={cfg.name}: every pixel of the {len(split)} masks of {name} is ignored, so nothing can be "
+                "trained or measured; check the masks, and data.ignore_index or data.colour_map."
+            )
     return Dataset(
         train=train,
         val=source.test if val is None else val,
@@ -208,15 +220,32 @@ def cut(source: Source, cfg: DataConfig) -> Dataset:
     )
 
 
+def require_memory(size: int, what: str) -> None:
+    """Raises: ConfigError where so many bytes are more than this machine has."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > there:
+        raise ConfigError(f"{what} takes {gigabytes(size)} of the {gigabytes(there)} of memory here; lower it.")
+
+
+def gigabytes(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 1e9:.4g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+
+
 class PixelMoments:
     """Per-channel mean and standard deviation of uint8 images, exact over any number of blocks."""
+
+    ROWS = 2**14
+    """Images counted at once: bincount makes 8 bytes of each."""
 
     def __init__(self) -> None:
         self._counts_CV = np.zeros((3, 256), dtype=np.int64)
 
     def add(self, images_BHWC: np.ndarray) -> None:
-        for channel in range(3):
-            self._counts_CV[channel] += np.bincount(images_BHWC[..., channel].ravel(), minlength=256)
+        for start in range(0, len(images_BHWC), self.ROWS):
+            rows = images_BHWC[start : start + self.ROWS]
+            for channel in range(3):
+                self._counts_CV[channel] += np.bincount(rows[..., channel].ravel(), minlength=256)
 
     def result(self) -> tuple[torch.Tensor, torch.Tensor]:
         """mean_C and std_C of pixels scaled to [0, 1]; a constant channel's deviation is set to 1/255."""

@@ -7,7 +7,7 @@ a file that is added, removed or changed makes another cache, and the old one is
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import stat
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,20 @@ import numpy as np
 import torch
 
 from normlab.config import ConfigError, ImageFolderConfig
-from normlab.data.cache import ArrayWriter, DamagedError, map_array, write_text
+from normlab.data.cache import ArrayWriter, DamagedError, digest, map_array, write_text
 from normlab.data.dataset import LabelledImages, PixelMoments, Source
 from normlab.data.decode import SUFFIXES, decode_all
-from normlab.data.listing import cached, data_root, digest, files_under
+from normlab.data.listing import Tell, announce, cached, data_root, entries, files_under, held_out_folders
 
 CACHE_VERSION = 2
 """To be raised when the pixels or the files of the cache change."""
+
+OF_PICTURES = {"images", "image", "imgs", "img", "pictures", "jpegimages", "leftimg8bit"}
+OF_MASKS = {"masks", "mask", "labels", "label", "annotations", "annotation", "segmentationclass", "gtfine", "gt"}
+"""Common names of the two halves of segmentation data, in lower case."""
+
+SHOWN = 20
+"""How many classes are listed with their counts."""
 
 UINT8, INT64 = np.dtype(np.uint8), np.dtype(np.int64)
 
@@ -38,15 +45,16 @@ class Listing:
     """Hash of every file's relative path, size in bytes and time of change in ns."""
 
 
-def read(cfg: ImageFolderConfig, on_progress: Callable[[str, int, int], None]) -> Source:
+def read(cfg: ImageFolderConfig, tell: Tell) -> Source:
     """Train and test images of cfg.root out of the cache, which is made first where it is missing.
 
     Raises: ConfigError, naming the folder or file that stands in the way.
     """
     root = data_root(cfg.root, "train/<class>/ and test/<class>/ (or val/<class>/)")
-    held_out = next((name for name in ("test", "val") if (root / name).is_dir()), None)
-    if held_out is None:
+    there = held_out_folders(root)
+    if not there:
         raise ConfigError(f"data.root={root} has neither test/ nor val/; put the test images under one of them.")
+    held_out = there[0]
     train, test = _list(root, "train"), _list(root, held_out)
     unknown = sorted(set(test.classes) - set(train.classes))
     if unknown:
@@ -55,17 +63,16 @@ def read(cfg: ImageFolderConfig, on_progress: Callable[[str, int, int], None]) -
         )
     test = _with_labels_of(train.classes, test)
     listings = {"train": train, "test": test}
+    _describe(root, listings, tell)
     key = digest(CACHE_VERSION, train.stamp, test.stamp)
-    build = partial(_build, listings=listings, size=cfg.image_size, on_progress=on_progress, name=root.name)
+    build = partial(_build, listings=listings, size=cfg.image_size, tell=tell, name=root.name)
     read = partial(_open, listings=listings, size=cfg.image_size)
     return cached(cfg.cache_dir, root, cfg.image_size, key, read, build)
 
 
 def _list(root: Path, split: str) -> Listing:
-    folder = root / split
-    classes = sorted(
-        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
-    )
+    folder = str(root / split)
+    classes = [os.path.basename(path) for path, entry in entries(folder) if stat.S_ISDIR(entry.st_mode)]
     if not classes:
         raise ConfigError(f"data.root={root}: {split}/ holds no class folders; expected {split}/<class>/<image>.")
     paths: list[str] = []
@@ -91,16 +98,29 @@ def _with_labels_of(classes: list[str], listing: Listing) -> Listing:
     return Listing(listing.paths, [labels[label] for label in listing.labels], classes, listing.stamp)
 
 
-def _build(
-    place: Path,
-    *,
-    listings: dict[str, Listing],
-    size: int,
-    on_progress: Callable[[str, int, int], None],
-    name: str,
-) -> None:
+def _describe(root: Path, listings: dict[str, Listing], tell: Tell) -> None:
+    """Tell what was found, so that a folder that is not a class is seen before anything is trained."""
+    classes = listings["train"].classes
+    counts = {split: np.bincount(listing.labels, minlength=len(classes)) for split, listing in listings.items()}
+    shown = [f"{name} {counts['train'][i]} + {counts['test'][i]}" for i, name in enumerate(classes[:SHOWN])]
+    more = ["..."] if len(classes) > SHOWN else []
+    tell(
+        f"{root}: {len(classes)} classes, {len(listings['train'].paths)} training and "
+        f"{len(listings['test'].paths)} test images: {', '.join(shown + more)}"
+    )
+    names = {name.lower(): name for name in classes}
+    pictures, masks = (sorted(names.keys() & known) for known in (OF_PICTURES, OF_MASKS))
+    if pictures and masks:
+        tell(
+            f"warning: {root} looks like pictures with masks, but {names[pictures[0]]} and {names[masks[0]]} "
+            "become two classes of images; to learn a class for each pixel choose data=mask_folder"
+        )
+
+
+def _build(place: Path, *, listings: dict[str, Listing], size: int, tell: Tell, name: str) -> None:
     """Decode every image into `place`, with the content's fingerprint and the training pixels' moments."""
     total = sum(len(listing.paths) for listing in listings.values())
+    announce(place, f"{total} images of {name}", total * size * size * 3, tell)
     classes = listings["train"].classes
     content = hashlib.blake2b(json.dumps(classes).encode(), digest_size=16)
     moments = PixelMoments()
@@ -117,7 +137,7 @@ def _build(
                 if split == "train":
                     moments.add(block_BHWC)
                 done += len(block_BHWC)
-                on_progress(f"decoding {name}", done, total)
+                tell(f"decoding {name}", done, total)
     mean_C, std_C = moments.result()
     meta = {
         "version": CACHE_VERSION,

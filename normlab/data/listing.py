@@ -1,46 +1,94 @@
 """What lies under data.root, and where the pixels of it are cached."""
 
-import hashlib
 import os
+import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from normlab.config import ConfigError
-from normlab.data.cache import read_or_build
+from normlab.data.cache import digest, read_or_build, user_folder
+from normlab.data.dataset import gigabytes
 from normlab.data.decode import SUFFIXES
 
 T = TypeVar("T")
+
+
+class Tell(Protocol):
+    """Tells a person what is being read or made; of what takes long, how much of it is done."""
+
+    def __call__(self, text: str, done: int = 0, total: int = 0) -> None: ...
 
 
 def data_root(given: str | None, expected: str) -> Path:
     """data.root as an absolute path. Raises: ConfigError where it is not given, or holds no train/."""
     if given is None:
         raise ConfigError(f"data.root is not given; set it to the folder that holds {expected}.")
-    root = Path(given).expanduser()
+    root = Path(os.path.expanduser(given))
     for folder in (root, root / "train"):
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise ConfigError(f"data.root={given}: {folder} is not a folder; it must hold {expected}.")
     return root.resolve()
 
 
-def files_under(folder: str) -> list[tuple[str, int, int]]:
-    """Path, size and time of change in ns of each image under a folder, at any depth; hidden ones are left out."""
-    found = []
-    for entry in os.scandir(folder):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            found += files_under(entry.path)
-        elif entry.name.lower().endswith(SUFFIXES):
-            stat = entry.stat()
-            found.append((entry.path, stat.st_size, stat.st_mtime_ns))
+def held_out_folders(root: Path) -> list[str]:
+    """Those of test/ and val/ that exist."""
+    return [name for name in ("test", "val") if os.path.isdir(root / name)]
+
+
+def entries(folder: str) -> list[tuple[str, os.stat_result]]:
+    """Path and status of all in a folder, by name; links are followed, and what is hidden is left out.
+
+    Raises: ConfigError where the folder cannot be read, or something in it: a link to nothing, or to itself.
+    """
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    return [(path, status(path)) for path in (os.path.join(folder, name) for name in names)]
+
+
+def status(path: str) -> os.stat_result:
+    """Raises: ConfigError where there is nothing, or nothing that can be seen."""
+    try:
+        return os.stat(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: OSError) -> ConfigError:
+    link = " as a link" if os.path.islink(path) else ""
+    return ConfigError(f"{path} cannot be read{link} ({error.strerror}); mend or remove it.")
+
+
+def file_status(path: str) -> os.stat_result:
+    """Raises: ConfigError where there is no file that can be read to its end, as a pipe cannot."""
+    found = status(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"{path} is not a file but a folder, pipe, socket or device; remove it.")
     return found
 
 
-def digest(*parts: object) -> str:
-    """A short hash of the parts as text, in their order."""
-    return hashlib.blake2b("\n".join(map(str, parts)).encode(errors="surrogateescape"), digest_size=8).hexdigest()
+def files_under(folder: str) -> list[tuple[str, int, int]]:
+    """Path, size and time of change in ns of each image under a folder, at any depth; hidden ones are left out.
+
+    Raises: ConfigError naming what cannot be read, is an image by name alone, or links back to a parent.
+    """
+    found = []
+    left: list[tuple[str, list[tuple[int, int]]]] = [(folder, [])]
+    while left:
+        place, above = left.pop()
+        here = status(place)
+        if (here.st_dev, here.st_ino) in above:
+            raise ConfigError(f"{place} is a link to one of its own parent folders; remove it.")
+        for path, entry in entries(place):
+            if stat.S_ISDIR(entry.st_mode):
+                left.append((path, [*above, (here.st_dev, here.st_ino)]))
+            elif path.lower().endswith(SUFFIXES):
+                file_status(path)
+                found.append((path, entry.st_size, entry.st_mtime_ns))
+    return found
 
 
 def cached(
@@ -56,11 +104,26 @@ def cached(
     It lies at <cache_dir>/<root's name>-<hash of its path and size>/<key>.
     Raises: ConfigError where it cannot be written.
     """
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "normlab"
-    place = Path(cache_dir).expanduser() if cache_dir else default
+    try:
+        place = Path(os.path.expanduser(cache_dir)) if cache_dir else user_folder()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"data.cache_dir is not given, and there is no home folder ({error}); give it."
+        ) from error
     try:
         return read_or_build(place / f"{root.name}-{digest(root, size)}", key, read, build)
     except OSError as error:
         raise ConfigError(
             f"data.cache_dir={place} cannot be written ({error.strerror or error}); choose a folder that can."
         ) from error
+
+
+def announce(place: Path, what: str, size: int, tell: Tell) -> None:
+    """Tell how many bytes are about to be decoded to where. Raises: ConfigError where they do not fit the disk."""
+    tell(f"decoding {what} into {place.parent} ({gigabytes(size)})")
+    free = shutil.disk_usage(place).free
+    if size > free:
+        raise ConfigError(
+            f"the pixels of {what} take {gigabytes(size)}, and {gigabytes(free)} are free at {place.parent}; "
+            "lower data.image_size, or choose a data.cache_dir with more room."
+        )

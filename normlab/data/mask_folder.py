@@ -1,13 +1,13 @@
 """Pictures and masks of one's own: images/ and masks/ under train/ and under val/, test/ or both."""
 
-from collections.abc import Callable
+import os
 from pathlib import Path
 
 import torch
 
 from normlab.config import ConfigError, MaskFolderConfig
 from normlab.data.dataset import IGNORED, Source
-from normlab.data.listing import data_root, files_under
+from normlab.data.listing import Tell, data_root, file_status, files_under, held_out_folders
 from normlab.data.masks import Labels, Pair, palette, read_pairs
 
 EXPECTED = "train/images/, train/masks/, and the same under val/, test/ or both"
@@ -15,20 +15,20 @@ VOID = "void"
 """Name in a colour map of what is ignored."""
 
 
-def read(cfg: MaskFolderConfig, on_progress: Callable[[str, int, int], None]) -> Source:
+def read(cfg: MaskFolderConfig, tell: Tell) -> Source:
     """Train, test and val of cfg.root; where there is but one of test and val, it is test.
 
     Raises: ConfigError naming the folder or file that stands in the way.
     """
     root = data_root(cfg.root, EXPECTED)
-    held_out = [name for name in ("test", "val") if (root / name).is_dir()]
+    held_out = held_out_folders(root)
     if not held_out:
         raise ConfigError(f"data.root={root} has neither test/ nor val/; it must hold {EXPECTED}.")
     labels, palette_K3 = (_by_colour if cfg.colour_map else _by_index)(cfg)
     splits = {"train": _pairs(root, "train"), "test": _pairs(root, held_out[0])}
     if len(held_out) == 2:
         splits["val"] = _pairs(root, "val")
-    return read_pairs(cfg, root, splits, labels, palette_K3, on_progress)
+    return read_pairs(cfg, root, splits, labels, palette_K3, tell)
 
 
 def _pairs(root: Path, split: str) -> list[Pair]:
@@ -47,7 +47,7 @@ def _pairs(root: Path, split: str) -> list[Pair]:
 
 def _by_stem(folder: Path) -> dict[str, str]:
     """Name below the folder, without suffix -> path, of each image file."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ConfigError(f"{folder} is not a folder; data.root must hold {EXPECTED}.")
     found: dict[str, str] = {}
     for path, _, _ in files_under(str(folder)):
@@ -81,9 +81,11 @@ def _by_index(cfg: MaskFolderConfig) -> tuple[Labels, torch.Tensor]:
 def _by_colour(cfg: MaskFolderConfig) -> tuple[Labels, torch.Tensor]:
     """The classes of cfg.colour_map in the order of its lines; lines of one name are one class."""
     assert cfg.colour_map is not None
+    colour_map = os.path.expanduser(cfg.colour_map)
     try:
-        lines = Path(cfg.colour_map).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        file_status(colour_map)
+        lines = Path(colour_map).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
         raise ConfigError(f"data.colour_map={cfg.colour_map} cannot be read ({error}).") from error
     classes: list[str] = []
     colours: list[list[int]] = []
@@ -106,7 +108,11 @@ def _by_colour(cfg: MaskFolderConfig) -> tuple[Labels, torch.Tensor]:
                 classes.append(name)
                 colours.append([red, green, blue])
             label = classes.index(name)
-        of_value[65536 * red + 256 * green + blue] = label
+        if of_value.setdefault(65536 * red + 256 * green + blue, label) != label:
+            raise ConfigError(
+                f"data.colour_map={cfg.colour_map}, line {number}: {red} {green} {blue} is the colour of another "
+                "class already; give each class colours of its own."
+            )
     if not 2 <= len(classes) <= IGNORED:
         raise ConfigError(
             f"data.colour_map={cfg.colour_map} names {len(classes)} classes; 2 to {IGNORED} are needed."

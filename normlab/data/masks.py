@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,13 +11,16 @@ import torch
 from PIL import Image
 
 from normlab.config import ConfigError, MaskFilesConfig
-from normlab.data.cache import ArrayWriter, DamagedError, map_array, write_text
+from normlab.data.cache import ArrayWriter, DamagedError, digest, map_array, write_text
 from normlab.data.dataset import MaskedImages, PixelMoments, Source
 from normlab.data.decode import as_rgb, grey_values, in_threads, opened
-from normlab.data.listing import cached, digest
+from normlab.data.listing import Tell, announce, cached, file_status
 
 CACHE_VERSION = 2
 """To be raised when the pixels or the files of the cache change."""
+
+LARGEST = 2 * 2**30 // 12
+"""Most pixels of a resized picture: what Pillow allows when it reads one."""
 
 UINT8, INT64 = np.dtype(np.uint8), np.dtype(np.int64)
 
@@ -77,23 +79,18 @@ def read_pairs(
     splits: dict[str, list[Pair]],
     labels: Labels,
     palette_K3: torch.Tensor,
-    on_progress: Callable[[str, int, int], None],
+    tell: Tell,
 ) -> Source:
     """The pictures and masks of train, of test, and of val where there is one, out of the cache.
 
     Raises: ConfigError naming the file that cannot be used.
     """
-    files = [Path(path) for pairs in splits.values() for pair in pairs for path in pair]
-    try:
-        stamps = [(path.relative_to(root), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    except OSError as error:
-        raise ConfigError(f"{error.filename} cannot be read ({error.strerror}); data.root={root}.") from error
+    files = [(path, file_status(path)) for pairs in splits.values() for pair in pairs for path in pair]
+    stamps = [(Path(path).relative_to(root), found.st_size, found.st_mtime_ns) for path, found in files]
     sizes = {split: len(pairs) for split, pairs in splits.items()}
     meaning = (sorted(labels.of_value.items()), labels.classes)
     key = digest(CACHE_VERSION, meaning, sizes, *stamps)
-    build = partial(
-        _build, splits=splits, labels=labels, size=cfg.image_size, on_progress=on_progress, name=root.name
-    )
+    build = partial(_build, splits=splits, labels=labels, size=cfg.image_size, tell=tell, name=root.name)
     read = partial(_open, sizes=sizes)
     found, fingerprint, mean_C, std_C = cached(cfg.cache_dir, root, cfg.image_size, key, read, build)
     return Source(
@@ -114,15 +111,18 @@ def _build(
     splits: dict[str, list[Pair]],
     labels: Labels,
     size: int | None,
-    on_progress: Callable[[str, int, int], None],
+    tell: Tell,
     name: str,
 ) -> None:
     """Decode every pair into `place`, with the content's fingerprint and the training pixels' moments."""
     total, done = sum(map(len, splits.values())), 0
     content = hashlib.blake2b(json.dumps(labels.classes).encode(), digest_size=16)
     moments = PixelMoments()
+    places = {split: _places([_size(pair, size) for pair in pairs]) for split, pairs in splits.items()}
+    area = sum(int((places_B3[:, 1] * places_B3[:, 2]).sum()) for places_B3 in places.values())
+    announce(place, f"{total} pictures and masks of {name}", 4 * area, tell)
     for split, pairs in splits.items():
-        places_B3 = _places([_size(pair, size) for pair in pairs])
+        places_B3 = places[split]
         pixels = int((places_B3[:, 1] * places_B3[:, 2]).sum())
         content.update(json.dumps([split, len(pairs)]).encode() + places_B3.tobytes())
         with ArrayWriter(place / f"{split}_places.npy", places_B3.shape, INT64) as writer:
@@ -138,7 +138,7 @@ def _build(
                 if split == "train":
                     moments.add(image_HWC)
                 done += 1
-                on_progress(f"decoding {name}", done, total)
+                tell(f"decoding {name}", done, total)
     mean_C, std_C = moments.result()
     meta = {
         "version": CACHE_VERSION,
@@ -158,8 +158,12 @@ def _size(pair: Pair, size: int | None) -> tuple[int, int]:
                 f"{pair[0]} is {sizes[0]} pixels, but its mask {pair[1]} is {sizes[1]}; they must be of one size."
             )
         scale = 1.0 if size is None else size / min(image.size)
-        width, height = image.size
-    return max(1, round(width * scale)), max(1, round(height * scale))
+        width, height = (max(1, round(side * scale)) for side in image.size)
+    if width * height > LARGEST:
+        raise ConfigError(
+            f"{pair[0]} would be {width}x{height} pixels at data.image_size={size}; lower it, or cut the picture."
+        )
+    return width, height
 
 
 def _places(sizes: list[tuple[int, int]]) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Pascal VOC 2012, Cityscapes (fine) and Oxford-IIIT Pet: torchvision finds and fetches the files."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ from torchvision import datasets
 
 from normlab.config import ConfigError, TorchvisionMasksConfig
 from normlab.data.dataset import IGNORED, Source
+from normlab.data.listing import Tell
 from normlab.data.masks import Labels, Pair, palette, read_pairs
 
 VOC_CLASSES = [
@@ -43,7 +43,7 @@ SPLITS = {"voc": ("train", "val"), "cityscapes": ("train", "val"), "oxford_pets"
 """Which of their sets is trained on, and which is evaluated."""
 
 
-def read(cfg: TorchvisionMasksConfig, on_progress: Callable[[str, int, int], None]) -> Source:
+def read(cfg: TorchvisionMasksConfig, tell: Tell) -> Source:
     """The configured data, fetched into cfg.root where they are missing and torchvision can fetch them.
 
     Raises: ConfigError where they are missing or damaged.
@@ -59,7 +59,7 @@ def read(cfg: TorchvisionMasksConfig, on_progress: Callable[[str, int, int], Non
             raise ConfigError(_missing(cfg, error)) from error
         _download(cfg, root)
         splits = {"train": _pairs(cfg.name, root, train), "test": _pairs(cfg.name, root, test)}
-    return read_pairs(cfg, root, splits, *_labels(cfg.name), on_progress)
+    return read_pairs(cfg, root, splits, *_labels(cfg.name), tell)
 
 
 def _pairs(name: str, root: Path, split: str, *, download: bool = False) -> list[Pair]:

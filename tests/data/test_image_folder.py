@@ -72,8 +72,33 @@ def test_a_second_load_decodes_nothing_and_maps_the_same_file(read, builds):
 def test_progress_counts_every_picture(root, tmp_path):
     seen = []
     cfg = ImageFolderConfig(root=str(root), image_size=8, cache_dir=str(tmp_path / "cache"))
-    load(cfg, lambda text, done, total: seen.append((done, total)))
+    load(cfg, lambda text, done=0, total=0: seen.append((done, total)))
     assert seen[-1] == (10, 10)
+
+
+def test_classes_and_counts_are_told_and_how_much_is_decoded_to_where(root, tmp_path):
+    told = []
+    cfg = ImageFolderConfig(root=str(root), image_size=8, cache_dir=str(tmp_path / "cache"))
+    load(cfg, lambda text, done=0, total=0: None if total else told.append(text))
+    [place] = cached(tmp_path)
+    counts = "2 classes, 6 training and 4 test images: cat 3 + 2, dog 3 + 2"
+    assert told == [f"{root}: {counts}", f"decoding 10 images of pictures into {place.parent} (0.00192 MB)"]
+    load(cfg, lambda text, done=0, total=0: told.append(text))
+    assert told[2:] == told[:1]  # nothing to decode
+
+
+@pytest.mark.parametrize(
+    ("names", "warned"),
+    [(("images", "masks"), True), (("JPEGImages", "SegmentationClass"), True), (("mask", "no_mask"), False)],
+)
+def test_folders_of_pictures_and_of_masks_are_warned_of(root, read, tmp_path, names, warned):
+    for split in ("train", "test"):
+        for old, new in zip(("cat", "dog"), names, strict=True):
+            (root / split / old).rename(root / split / new)
+    told = []
+    cfg = ImageFolderConfig(root=str(root), image_size=8, cache_dir=str(tmp_path / "cache"))
+    load(cfg, lambda text, done=0, total=0: told.append(text))
+    assert any(line.startswith("warning:") and "data=mask_folder" in line for line in told) == warned
 
 
 @pytest.mark.parametrize("change", ["content", "added", "removed"])
@@ -207,6 +232,22 @@ def break_truncated_image(root):
     path.write_bytes(path.read_bytes()[:48])
 
 
+def break_by_a_link_to_nothing(root):
+    (root / "train/eel").symlink_to("nowhere")
+
+
+def break_by_a_circle(root):
+    (root / "train/dog/up").symlink_to(root / "train")
+
+
+def break_by_a_pipe(root):
+    os.mkfifo(root / "test/dog/2.png")
+
+
+def break_by_far_too_many_pixels(root):
+    return {"image_size": 4096 + 1}
+
+
 def break_cache(root):
     (root.parent / "file").write_text("")
     return {"cache_dir": str(root.parent / "file")}
@@ -224,6 +265,10 @@ def break_cache(root):
         (break_unknown_class, ["data.root=", "eel", "not in train/"]),
         (break_unreadable_image, ["train/dog/1.png", "cannot be read as an image"]),
         (break_truncated_image, ["test/dog/1.png", "cannot be read as an image"]),
+        (break_by_a_link_to_nothing, ["train/eel", "cannot be read as a link"]),
+        (break_by_a_circle, ["train/dog/up", "is a link to one of its own parent folders"]),
+        (break_by_a_pipe, ["test/dog/2.png", "is not a file"]),
+        (break_by_far_too_many_pixels, ["data.image_size=4097", "at most 4096"]),
         (break_cache, ["data.cache_dir=", "file", "cannot be written"]),
     ],
 )

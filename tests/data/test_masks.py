@@ -159,6 +159,47 @@ def test_a_line_of_a_colour_map_that_cannot_be_read_is_named(read, in_colour, li
         read(num_classes=None, colour_map=str(in_colour))
 
 
+def test_a_colour_that_is_two_classes_is_refused(read, in_colour):
+    in_colour.write_text("1 2 3 road\n4 5 6 tree\n\n1 2 3 tree\n")
+    with pytest.raises(
+        ConfigError, match=r"data\.colour_map=.*, line 4: 1 2 3 is the colour of another class already"
+    ):
+        read(num_classes=None, colour_map=str(in_colour))
+
+
+def test_a_colour_that_is_listed_twice_as_one_class_is_that_class(read, in_colour):
+    in_colour.write_text(in_colour.read_text() + "10 0 0 wide road\n7 7 7 void\n")
+    assert read(num_classes=None, colour_map=str(in_colour)).classes == ["wide road", "tree"]
+
+
+def test_a_colour_map_that_is_a_pipe_is_refused(read, tmp_path):
+    os.mkfifo(tmp_path / "colours")
+    with pytest.raises(ConfigError, match=r"data\.colour_map=.*is not a file but a folder, pipe"):
+        read(num_classes=None, colour_map=str(tmp_path / "colours"))
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_split_whose_pixels_are_all_ignored_is_refused(root, read, split):
+    for path in (root / split / "masks").rglob("*.png"):
+        write(path, np.full_like(np.asarray(Image.open(path)), 9))
+    with pytest.raises(ConfigError, match=rf"every pixel of the \d masks of {split} is ignored.*ignore_index"):
+        read()
+
+
+def test_a_mask_all_of_which_is_ignored_among_others_is_not_refused(root, read):
+    write(root / "train/masks/a.png", np.full((8, 12), 9, dtype=np.uint8))
+    assert len(read().train) == 3
+
+
+def test_how_much_is_decoded_to_where_is_told(root, tmp_path):
+    told = []
+    cfg = MaskFolderConfig(root=str(root), cache_dir=str(tmp_path / "cache"), num_classes=3, ignore_index=9)
+    load(cfg, lambda text, done=0, total=0: None if total else told.append(text))
+    [place] = (tmp_path / "cache").glob("streets-*/*")
+    pixels = sum(w * h for w, h in [*SIZES.values(), SIZES["a"], SIZES["b"], SIZES["c"]])
+    assert told == [f"decoding 6 pictures and masks of streets into {place.parent} ({4e-6 * pixels:.3g} MB)"]
+
+
 def out_of_range(root):
     write(root / "test/masks/c.png", np.full((9, 9), 5, dtype=np.uint8))
 
@@ -196,7 +237,20 @@ def broken(root):
     (root / "train/images/a.png").write_bytes(b"no picture")
 
 
+def panorama(root):
+    write(root / "train/images/a.png", Image.new("RGB", (20000, 1)))
+    write(root / "train/masks/a.png", Image.new("L", (20000, 1)))
+    return {"image_size": 224}
+
+
+def pipe(root):
+    (root / "train/images/a.png").unlink()
+    os.mkfifo(root / "train/images/a.png")
+
+
 MISTAKES = [
+    (panorama, r"train/images/a\.png would be 4480000x224 pixels at data\.image_size=224; lower it"),
+    (pipe, r"train/images/a\.png is not a file"),
     (out_of_range, r"test/masks/c\.png holds 5, .*data\.num_classes=3 allows 0 to 2.*data\.ignore_index=9"),
     (colours, r"train/masks/a\.png is a picture in RGB.*data\.colour_map"),
     (other_size, r"train/images/a\.png is 12x8 pixels, but its mask .*train/masks/a\.png is 8x12"),
@@ -211,9 +265,9 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("mistake", "words"), MISTAKES, ids=lambda value: getattr(value, "__name__", ""))
 def test_what_cannot_be_used_is_one_line_that_names_the_file(root, read, tmp_path, mistake, words):
-    mistake(root)
+    options = mistake(root) or {}
     with pytest.raises(ConfigError, match=words) as raised:
-        read()
+        read(**options)
     assert "\n" not in str(raised.value)
     assert list((tmp_path / "cache").glob("*/*")) == []  # nothing half made
 
@@ -225,6 +279,8 @@ def test_what_cannot_be_used_is_one_line_that_names_the_file(root, read, tmp_pat
         ({"ignore_index": 2}, r"data\.ignore_index=2 is one of the classes 0 to 2"),
         ({"class_names": ["a", "b"]}, r"data\.class_names=a,b must be 3 names"),
         ({"class_names": ["a", "b", "a"]}, r"data\.class_names=a,b,a must be 3 names, each another"),
+        ({"crop_size": 20000}, r"data\.crop_size=20000 .*at most 4096"),
+        ({"scale_min": 1e-12}, r"data\.scale_min=1e-12 with data\.crop_size=256 cuts squares of up to 2\.56e\+14"),
         ({"colour_map": "nowhere.txt"}, r"data\.colour_map=nowhere\.txt cannot be read"),
     ],
 )
