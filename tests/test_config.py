@@ -12,7 +12,7 @@ import torch
 from hydra.errors import HydraException
 
 from normlab import data
-from normlab.config import SCHEMAS, Config, ConfigError, describe_keys, identity
+from normlab.config import SCHEMAS, Config, ConfigError, GroupNormConfig, describe_keys, identity
 from normlab.config.schema import MODULES, default_of
 from normlab.models import build_model, on_meta
 from normlab.norms import convert_norms
@@ -91,6 +91,15 @@ def test_every_field_has_a_docstring():
         (["norm=batch_renorm", "norm.r_max_batches=10"], ["norm.r_max_batches=10", "norm.bn_batches=500"]),
         (["model.depth=10"], ["model.depth=10", "8 or 14"]),
         (["optim.nesterov=true", "optim.momentum=0"], ["nesterov", "momentum"]),
+        ([f"seed={2**64}"], [f"seed={2**64}", "at most 9223372036854775807"]),
+        ([f"threads={2**31}"], [f"threads={2**31}", "at most 1024"]),
+        ([f"eval_batch_size={2**63}"], [f"eval_batch_size={2**63}", "at most 2147483647"]),
+        ([f"eval_batch_size={10**400}"], ["eval_batch_size=1000", "at most 2147483647"]),
+        (["data.num_train=2000000000"], ["data.num_train=2000000000", "at most 1000000"]),
+        (["data=image_folder", "data.image_size=100000"], ["data.image_size=100000", "at most 4096"]),
+        (["model.width=100000"], ["model.width=100000", "at most 1024"]),
+        ([*SEGMENTATION, "data.crop_size=20000"], ["data.crop_size=20000", "at most 4096"]),
+        ([*SEGMENTATION, "data.scale_min=1e-12"], ["data.scale_min=1e-12"]),
     ],
 )
 def test_a_bad_value_is_one_line_that_names_key_value_and_fix(overrides, words):
@@ -98,6 +107,61 @@ def test_a_bad_value_is_one_line_that_names_key_value_and_fix(overrides, words):
         typed(*overrides)
     assert all(word in str(caught.value) for word in words)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "study", ["../../x", "a/b", "a\nb", "lr=0.1", "", ".slurm", "..", "x" * 101, "a\x00b", "a\ud800"]
+)
+def test_a_study_is_the_name_of_one_folder(study):
+    sections = {name: getattr(typed(), name) for name in ("norm", "model", "data", "optim")}
+    with pytest.raises(ConfigError, match="study=") as caught:
+        Config(**sections, study=study)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["output_dir", "model.init_from", "data.root"])
+def test_a_path_holds_no_character_that_cannot_be_printed(key):
+    with pytest.raises(ConfigError, match=f"{key}="):
+        typed("data=image_folder", f"{key}='a\nb'")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["norm.name=gn"], ["norm.name=gn", "norm=gn alone"]),
+        (["data.name=cifar10"], ["data.name=cifar10", "data=cifar10 alone"]),
+        (["data=cifar10", "data.name=shapes"], ["data.name=shapes", "cifar10 or cifar100"]),
+        (["optim.name=adamw"], ["optim.name=adamw", "optim=adamw"]),
+        (["model.name=resnet20"], ["model.name=resnet20", "resnet8", "model=resnet20"]),
+        (["model.name=mobilenet_v3_small"], ["model=torchvision model.name=mobilenet_v3_small"]),
+        ([*SEGMENTATION, "model.name=fcn_resnet20"], ["model.name=fcn_resnet20", "model=fcn_resnet20"]),
+        (["model=torchvision", "model.name='x/../../../victim'"], ["model.name=x/../../../victim"]),
+        (["model=timm", "model.name='a=b'"], ["model.name=a=b"]),
+    ],
+)
+def test_a_name_that_the_choice_does_not_own_is_refused_with_the_group_to_choose(overrides, words):
+    with pytest.raises(ConfigError) as caught:
+        typed(*overrides)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_a_section_made_in_python_has_no_name_but_its_own():
+    with pytest.raises(ConfigError, match=r"norm\.name=bn"):
+        GroupNormConfig(name="bn")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["model=resnet8", "model.depth=14"], "resnet14"),
+        (["model=resnet20", "model.width=32"], "resnet20x32"),
+        ([*SEGMENTATION, "model.depth=20", "model.width=8"], "fcn_resnet20x8"),
+        (["model=torchvision", "model.name=mobilenet_v3_small"], "mobilenet_v3_small"),
+    ],
+)
+def test_a_models_name_follows_from_the_keys_that_make_it(overrides, name):
+    assert typed(*overrides).model.name == name
 
 
 @pytest.mark.parametrize(
@@ -150,6 +214,11 @@ def test_identity_holds_the_choices_and_what_is_off_its_default():
         "optim": {"name": "sgd"},
         "batch_size": 4,
     }
+
+
+def test_a_model_keeps_its_part_of_earlier_hashes():
+    assert identity(typed("model=resnet20").model) == {"name": "resnet20", "depth": 20}
+    assert identity(typed("model.depth=14").model) == identity(typed("model=resnet14").model)
 
 
 def test_a_default_that_changes_raises_the_results_version():

@@ -9,7 +9,7 @@ from normlab.config.data import DataConfig
 from normlab.config.model import ModelConfig
 from normlab.config.norm import NormConfig
 from normlab.config.optim import OptimConfig
-from normlab.config.section import ConfigError, Section, setting
+from normlab.config.section import ConfigError, Section, check_folder_name, setting
 
 
 class Precision(Enum):
@@ -47,7 +47,7 @@ class Config(Section):
     batch_size: int = setting(32, minimum=1)
     """Samples per rank and step."""
 
-    world_size: int | None = setting(None, minimum=1)
+    world_size: int | None = setting(None, minimum=1, maximum=65536)
     """Ranks. null: what torchrun or SLURM gives, else 1."""
 
     virtual_ranks: int = setting(1, minimum=1)
@@ -59,7 +59,7 @@ class Config(Section):
     epochs: int = setting(10, minimum=1)
     """Length: passes over the training data."""
 
-    max_samples: int | None = setting(None, minimum=1)
+    max_samples: int | None = setting(None, minimum=1, maximum=2**53)
     """Length: samples; where both end the run, the smaller wins. null: epochs alone."""
 
     eval_every_epochs: int = setting(1, minimum=1, identity=False)
@@ -74,7 +74,7 @@ class Config(Section):
     label_smoothing: float = setting(0.0, minimum=0, below=1)
     """Share of the training target that is spread over all classes; evaluation has none."""
 
-    seed: int = setting(0, minimum=0)
+    seed: int = setting(0, minimum=0, maximum=2**63 - 1)
     """Decides the initial weights, the order of the data and the augmentation."""
 
     precision: Precision = Precision.fp32
@@ -83,7 +83,7 @@ class Config(Section):
     device: Device = setting(Device.auto, identity=False)
     """auto: cuda where every rank has a device of its own, else cpu."""
 
-    threads: int | None = setting(None, minimum=1, identity=False)
+    threads: int | None = setting(None, minimum=1, maximum=1024, identity=False)
     """CPU threads per rank. null: the machine's cores shared among its ranks."""
 
     compile: bool = False
@@ -122,6 +122,8 @@ class Config(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.study is not None:
+            check_folder_name("study", self.study)
         if self.data.task != self.model.task:
             fits = {"classification": "model=resnet20", "segmentation": "model=fcn_resnet20"}[self.data.task]
             raise ConfigError(

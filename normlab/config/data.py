@@ -6,11 +6,11 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
-from normlab.config.section import ConfigError, Section, setting
+from normlab.config.section import Choice, ConfigError, setting
 
 
 @dataclass(kw_only=True)
-class DataConfig(Section):
+class DataConfig(Choice):
     """What all data have."""
 
     group: ClassVar[str] = "data"
@@ -36,16 +36,18 @@ class ShapesConfig(DataConfig):
 
     name: str = "shapes"
 
-    num_train: int = setting(8000, minimum=10)
+    num_train: int = setting(8000, minimum=10, maximum=1_000_000)
     """Training pictures to draw."""
 
-    num_test: int = setting(2000, minimum=10)
+    num_test: int = setting(2000, minimum=10, maximum=1_000_000)
     """Test pictures to draw."""
 
 
 @dataclass(kw_only=True)
 class CifarConfig(DataConfig):
     """CIFAR-10 or CIFAR-100 (Krizhevsky 2009), through torchvision."""
+
+    names: ClassVar[tuple[str, ...] | None] = ("cifar10", "cifar100")
 
     name: str = "cifar10"
 
@@ -144,10 +146,10 @@ class ShapesSegConfig(SegmentationConfig):
     scale_max: float = setting(1.33, above=0)
     """Largest random scale of a training picture."""
 
-    num_train: int = setting(1000, minimum=1)
+    num_train: int = setting(1000, minimum=1, maximum=100_000)
     """Training pictures to draw."""
 
-    num_test: int = setting(200, minimum=1)
+    num_test: int = setting(200, minimum=1, maximum=100_000)
     """Test pictures to draw."""
 
 
@@ -190,6 +192,8 @@ class MaskFolderConfig(MaskFilesConfig):
 @dataclass(kw_only=True)
 class TorchvisionMasksConfig(MaskFilesConfig):
     """Pascal VOC 2012, Cityscapes (fine) or Oxford-IIIT Pet, through torchvision."""
+
+    names: ClassVar[tuple[str, ...] | None] = ("voc", "cityscapes", "oxford_pets")
 
     name: str = "voc"
 

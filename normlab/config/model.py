@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
-from normlab.config.section import ConfigError, Section, setting
+from normlab.config.section import Choice, ConfigError, setting
 
 
 class Stem(Enum):
@@ -17,7 +17,7 @@ class Stem(Enum):
 
 
 @dataclass(kw_only=True)
-class ModelConfig(Section):
+class ModelConfig(Choice):
     """What every model has."""
 
     group: ClassVar[str] = "model"
@@ -31,34 +31,55 @@ class ModelConfig(Section):
     """Initial weights: a run's directory, its checkpoint.pt, or a file with a state dict. Its content is part
     of the run's identity. A model for segmentation takes its trunk from one for classification."""
 
+    @classmethod
+    def chosen_by(cls, name: str) -> str:
+        if name.startswith(("resnet", "fcn_resnet", "deeplabv3_", "lraspp_")):
+            return f"model={name}"
+        return f"model=torchvision model.name={name}, or model=timm model.name={name},"
 
-def check_depth(depth: int) -> None:
-    """Raises: ConfigError for a depth that no CIFAR ResNet has."""
+
+def cifar_name(prefix: str, name: str, depth: int, width: int) -> str:
+    """What a network on the trunk of a CIFAR ResNet is called: resnet8, or resnet8x32 for a width other than 16.
+
+    Raises: ConfigError for a depth that no CIFAR ResNet has, or a `name` that is given and another.
+    """
     if (depth - 2) % 6:
         below = depth - (depth - 2) % 6
         raise ConfigError(f"model.depth={depth} is not 6n + 2; choose {below} or {below + 6}.")
+    made = f"{prefix}{depth}" + f"x{width}" * (width != 16)
+    if name not in ("", made):
+        raise ConfigError(
+            f"model.name={name} is no name of what model.depth={depth} and model.width={width} make, {made}; "
+            f"choose another by {ModelConfig.chosen_by(name)} alone."
+        )
+    return made
 
 
 @dataclass(kw_only=True)
 class CifarResNetConfig(ModelConfig):
     """The CIFAR ResNets of He et al. 2015 (arXiv:1512.03385, section 4.2)."""
 
-    name: str = "resnet8"
+    names: ClassVar[tuple[str, ...] | None] = None
 
-    depth: int = setting(8, minimum=8)
+    name: str = ""
+    """Follows from depth and width: resnet8, or resnet8x32 for a width other than 16."""
+
+    depth: int = setting(8, minimum=8, maximum=1202)
     """Weighted layers: 6n + 2, with n blocks in each of three stages."""
 
-    width: int = setting(16, minimum=1)
+    width: int = setting(16, minimum=1, maximum=1024)
     """Channels of the first stage; the second has twice and the third four times as many."""
 
     def __post_init__(self) -> None:
+        self.name = cifar_name("resnet", self.name, self.depth, self.width)
         super().__post_init__()
-        check_depth(self.depth)
 
 
 @dataclass(kw_only=True)
 class TorchvisionConfig(ModelConfig):
     """A classification model of torchvision, without weights and without dropout."""
+
+    names: ClassVar[tuple[str, ...] | None] = None
 
     name: str = "resnet18"
     """Its builder in torchvision.models."""
@@ -71,6 +92,8 @@ class TorchvisionConfig(ModelConfig):
 @dataclass(kw_only=True)
 class TimmConfig(ModelConfig):
     """A model of timm, without weights and without dropout."""
+
+    names: ClassVar[tuple[str, ...] | None] = None
 
     name: str = "resnet18"
     """Its name in timm.list_models()."""
@@ -90,20 +113,23 @@ class SegmentationModelConfig(ModelConfig):
 class FcnCifarResNetConfig(SegmentationModelConfig):
     """A fully convolutional network (arXiv:1411.4038) on the trunk of a CIFAR ResNet."""
 
-    name: str = "fcn_resnet20"
+    names: ClassVar[tuple[str, ...] | None] = None
 
-    depth: int = setting(20, minimum=8)
+    name: str = ""
+    """Follows from depth and width: fcn_resnet20, or fcn_resnet20x32 for a width other than 16."""
+
+    depth: int = setting(20, minimum=8, maximum=1202)
     """Weighted layers of the classification network whose trunk it is: 6n + 2."""
 
-    width: int = setting(16, minimum=1)
+    width: int = setting(16, minimum=1, maximum=1024)
     """Channels of the first stage."""
 
     output_stride: int = setting(8, minimum=4, maximum=8)
     """Pixels of the picture to one of the trunk's last map: 8, or 4 by dilation of the last stage."""
 
     def __post_init__(self) -> None:
+        self.name = cifar_name("fcn_resnet", self.name, self.depth, self.width)
         super().__post_init__()
-        check_depth(self.depth)
         if self.output_stride not in (4, 8):
             raise ConfigError(f"model.output_stride={self.output_stride} is neither 4 nor 8; choose one of them.")
 
@@ -111,6 +137,8 @@ class FcnCifarResNetConfig(SegmentationModelConfig):
 @dataclass(kw_only=True)
 class TorchvisionSegmentationConfig(SegmentationModelConfig):
     """A segmentation model of torchvision (or deeplabv3_resnet18), without weights and without dropout."""
+
+    names: ClassVar[tuple[str, ...] | None] = None
 
     name: str = "deeplabv3_resnet50"
     """Its builder in torchvision.models.segmentation, or deeplabv3_resnet18."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
-from normlab.config.section import ConfigError, Section, setting
+from normlab.config.section import Choice, ConfigError, setting
 
 
 class Nondivisible(Enum):
@@ -17,7 +17,7 @@ class Nondivisible(Enum):
 
 
 @dataclass(kw_only=True)
-class NormConfig(Section):
+class NormConfig(Choice):
     """What every norm has."""
 
     group: ClassVar[str] = "norm"

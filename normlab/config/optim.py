@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
-from normlab.config.section import ConfigError, Section, setting
+from normlab.config.section import Choice, ConfigError, setting
 
 
 class LrScaling(Enum):
@@ -27,7 +27,7 @@ class Schedule(Enum):
 
 
 @dataclass(kw_only=True)
-class OptimConfig(Section):
+class OptimConfig(Choice):
     """What every optimizer has."""
 
     group: ClassVar[str] = "optim"

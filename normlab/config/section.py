@@ -1,8 +1,14 @@
 """What every part of the configuration is made of: fields with ranges, checked when a section is made."""
 
 import math
+import unicodedata
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
+
+from omegaconf import MISSING
+
+LARGEST_INT = 2**31 - 1
+"""The largest integer that a key takes unless it says otherwise: what C code behind torch and NumPy holds."""
 
 
 class ConfigError(ValueError):
@@ -35,6 +41,26 @@ _HOLDS = {
 _WORDS = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
 
 
+def check_text(key: str, value: str) -> None:
+    """Raises: ConfigError for a control character, a line's end or half a character."""
+    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in value):
+        raise ConfigError(f"{key}={value!r} has a character in it that cannot be printed; leave it out.")
+
+
+def check_folder_name(key: str, value: str) -> None:
+    """Raises: ConfigError for what cannot stand in a folder's name, or would make it another folder."""
+    check_text(key, value)
+    if (
+        not value
+        or value.startswith(".")
+        or any(letter in value for letter in "/\\=")
+        or len(value.encode()) > 100
+    ):
+        raise ConfigError(
+            f"{key}={value} cannot name a folder; give 1 to 100 characters without / \\ and =, the first no dot."
+        )
+
+
 @dataclass(kw_only=True)
 class Section:
     """A part of the configuration whose fields are checked against their ranges when it is made."""
@@ -44,17 +70,46 @@ class Section:
     def __post_init__(self) -> None:
         for spec in fields(self):
             value = getattr(self, spec.name)
-            values = value if isinstance(value, list) else [value]
-            for number in values:
-                if isinstance(number, (int, float)) and not isinstance(number, bool):
-                    self._check_number(spec.name, number, spec.metadata.get("limits", {}))
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, str):
+                    check_text(self.key(spec.name), one)
+                elif isinstance(one, (int, float)) and not isinstance(one, bool):
+                    self._check_number(spec.name, one, spec.metadata.get("limits", {}))
 
     def _check_number(self, name: str, value: float, limits: dict[str, float]) -> None:
-        broken = not math.isfinite(value) or any(not _HOLDS[k](value, v) for k, v in limits.items())
-        if broken:
-            words = " and ".join(f"{_WORDS[k]} {v:g}" for k, v in limits.items()) or "a finite number"
+        if isinstance(value, int):
+            limits = {"maximum": LARGEST_INT} | limits
+        elif not math.isfinite(value):
+            raise ConfigError(f"{self.key(name)}={value} is out of range: it must be a finite number.")
+        if any(not _HOLDS[k](value, v) for k, v in limits.items()):
+            words = " and ".join(f"{_WORDS[k]} {v}" for k, v in sorted(limits.items(), key=lambda one: one[1]))
             raise ConfigError(f"{self.key(name)}={value} is out of range: it must be {words}.")
 
     def key(self, name: str) -> str:
         """The name by which a user sets this field."""
         return f"{self.group}.{name}" if self.group else name
+
+
+@dataclass(kw_only=True)
+class Choice(Section):
+    """A section that is chosen by name: `norm=gn`. Its name says what it is, so it has none but its own."""
+
+    names: ClassVar[tuple[str, ...] | None] = ()
+    """Names that it may have: () is its default alone, None any, which its builder then looks up."""
+
+    name: str = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_folder_name(self.key("name"), self.name)
+        own = (type(self).name,) if self.names == () else self.names
+        if own is not None and self.name not in own and MISSING not in own:
+            raise ConfigError(
+                f"{self.key('name')}={self.name} is no name of what is chosen, {' or '.join(own)}; choose another "
+                f"by {self.chosen_by(self.name)} alone."
+            )
+
+    @classmethod
+    def chosen_by(cls, name: str) -> str:
+        """What a command line says to have what goes by `name`."""
+        return f"{cls.group}={name}"
