@@ -6,14 +6,22 @@ hide neither the rest of its run nor other runs.
 
 import json
 import math
+import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 ENDED = ("finished", "diverged", "failed")
 """The values of `status` in result.json."""
 
 PLACE = ("step", "samples_seen", "epoch")
 """Where on a run's way a logged point lies."""
+
+MOST_NESTED = 50
+"""Levels of a config.yaml. libyaml's loader recurses in C, and a few hundred thousand would end the process."""
+_TOP_LEVEL = re.compile(r"^(?=[^\s#-])", re.MULTILINE)
 
 
 def read_object(path: Path) -> tuple[dict[str, Any] | None, str]:
@@ -60,11 +68,61 @@ def read_launch(directory: Path) -> tuple[dict[str, Any] | None, str]:
     return launch, ""
 
 
+def read_config(directory: Path) -> tuple[dict[str, Any] | None, str]:
+    """(config.yaml, what is wrong with it)."""
+    try:
+        text = (directory / "config.yaml").read_text()
+        held: dict[str, Any] = {}
+        # A top-level key at a time, since the runs of a study share nearly all of theirs.
+        for block in _TOP_LEVEL.split(text):
+            parsed = parse_yaml(block)
+            if not isinstance(parsed, dict | None):
+                raise ValueError("not a mapping")
+            held |= parsed or {}
+    except FileNotFoundError:
+        return None, ""
+    except (OSError, ValueError, yaml.YAMLError):
+        return None, "config.yaml cannot be read"
+    return (held, "") if held else (None, "config.yaml is empty")
+
+
+@lru_cache(maxsize=1 << 16)
+def parse_yaml(text: str) -> Any:
+    """What YAML holds; raises ValueError or YAMLError. Shared between calls: not to be changed."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
+    for event in yaml.parse(text, loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_NESTED or isinstance(event, yaml.AliasEvent):  # a few aliases can stand for gigabytes
+            raise ValueError("not a config.yaml of normlab's")
+    return yaml.load(text, loader)
+
+
+def read_log(directory: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """(every logged point of metrics.jsonl that is whole, what is wrong with the others)."""
+    try:
+        *lines, rest = (directory / "metrics.jsonl").read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        return [], [f"metrics.jsonl cannot be read ({error.strerror})"]
+    points, broken = read_points(lines)
+    problems = []
+    if broken:
+        first = next(number for number, line in enumerate(lines, start=1) if read_points([line])[1])
+        problems.append(f"metrics.jsonl: {broken} of {len(lines)} lines cannot be read, first line {first}")
+    if rest:
+        problems.append("metrics.jsonl: the last line is half written")
+    return points, problems
+
+
 def read_points(lines: list[bytes]) -> tuple[list[dict[str, Any]], int]:
     """(logged points, how many lines are none) from whole lines of metrics.jsonl."""
     try:  # all at once, which is several times faster than line by line
         held = json.loads(b"[" + b",".join(lines) + b"]")
     except (ValueError, RecursionError):
+        held = None
+    if held is None or len(held) != len(lines):  # a line may hold several
         held = [_line(line) for line in lines]
     points = [point for point in held if type(point) is dict and _has_place(point)]
     return points, len(lines) - len(points)
@@ -88,5 +146,6 @@ def _line(line: bytes) -> Any:
 
 
 def _has_place(point: dict[str, Any]) -> bool:
-    whole = type(point.get("step")) is int and type(point.get("samples_seen")) is int
-    return whole and type(point.get("epoch")) in (float, int) and all(is_number(point[key]) for key in PLACE)
+    step, samples_seen, epoch = map(point.get, PLACE)
+    whole = type(step) is int and type(samples_seen) is int and max(abs(step), abs(samples_seen)) < 1 << 63
+    return whole and type(epoch) in (float, int) and is_number(epoch)

@@ -19,7 +19,7 @@ from normlab.report.findings import Finding, findings
 from normlab.report.folders import check_own, mark
 from normlab.report.reading import read
 from normlab.report.study import Study, study_axes
-from normlab.report.tables import Grid, as_markdown, cells_table, grids, runs_table
+from normlab.report.tables import Grid, as_list, as_markdown, cells_table, escape, grids, runs_table
 
 MOST_NAMES = 10
 DESCRIPTION = """\
@@ -147,9 +147,7 @@ def write_tables(study: Study, metric: str, baseline: str | None, found: list[Fi
         cells_table(study, metrics, baseline).to_csv(file, index=False)
     with atomic_write(out / "runs.csv") as file:
         runs_table(study).to_csv(file, index=False)
-    parts = [f"# {study.root.resolve().name}\n"]
-    for finding in found:
-        parts.append("\n".join([f"{finding.text}", *(f"- `{name}`" for name in finding.names)]) + "\n")
+    parts = [f"# {escape(study.root.resolve().name)}\n", *(as_list(one.text, one.names) for one in found)]
     for x in study_axes(study) or ["batch_size"]:
         parts += [as_markdown(grid) for grid in grids(study, metric, x, baseline)]
         if "images_per_second" in study.measured and metric != "images_per_second":

@@ -42,14 +42,16 @@ def write_comparison(study: Study, metric: str, figures: Sequence[Path], folder:
     batch size and by norm. Other swept keys stand in the tags.
     Raises: OSError where it cannot be written; ConfigError where it holds what no report wrote.
     """
+    ended = {*study.final_metrics, *study.measured}
+    finals = [tag for tag in study.shown_metrics(metric) if tag in ended]
     with replacing(folder) as unfinished:
-        _write(unfinished, [*_images(figures), _layout(study, metric), _experiment(study)])
+        _write(unfinished, [*_images(figures), _layout(study, metric, finals), _experiment(study, finals)])
         for norm in dict.fromkeys(cell.norm for cell in study.cells):
             cells = [cell for cell in study.cells if cell.norm == norm]
-            _write(unfinished / _folder_name(norm), [*_against(study, cells), *_curves(study, cells, metric)])
+            _write(unfinished / _folder_name(norm), [*_against(cells, finals), *_curves(study, cells, metric)])
         for cell in study.cells:
             for run in cell.runs:
-                _write(unfinished / "hparams" / _folder_name(run["run"]), _session(study, cell, run))
+                _write(unfinished / "hparams" / _folder_name(run["run"]), _session(cell, run, finals))
 
 
 def _write(folder: Path, values: Iterable[tuple[int, Summary.Value]]) -> None:
@@ -82,10 +84,10 @@ def _tag(*parts: str) -> str:
     return "/".join(part for part in parts if part)
 
 
-def _against(study: Study, cells: Sequence[Cell]) -> Iterator[tuple[int, Summary.Value]]:
+def _against(cells: Sequence[Cell], finals: Sequence[str]) -> Iterator[tuple[int, Summary.Value]]:
     """Each metric's mean, and in a group of their own the ends of its interval, by rising batch size."""
     for cell in sorted(cells, key=_batch_size):
-        for metric in [*study.final_metrics, *study.measured]:
+        for metric in finals:
             found = cell.estimate(metric)
             words = _words(cell, "batch_size")
             if found.n:
@@ -127,11 +129,11 @@ def _images(figures: Sequence[Path]) -> Iterator[tuple[int, Summary.Value]]:
         yield 0, Summary.Value(tag=f"figures/{path.stem}", image=image)
 
 
-def _layout(study: Study, metric: str) -> tuple[int, Summary.Value]:
+def _layout(study: Study, metric: str, finals: Sequence[str]) -> tuple[int, Summary.Value]:
     """Custom Scalars: intervals against the batch size, then curves by everything but the norm, then by norm."""
     categories = []
     margins = []
-    for name in [*study.final_metrics, *study.measured]:
+    for name in finals:
         for words in dict.fromkeys(
             _words(cell, "batch_size") for cell in study.cells if cell.estimate(name).n > 1
         ):
@@ -162,7 +164,7 @@ def _lines(title: str, tags: str) -> layout_pb2.Chart:
     return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=[tags]))
 
 
-def _experiment(study: Study) -> tuple[int, Summary.Value]:
+def _experiment(study: Study, finals: Sequence[str]) -> tuple[int, Summary.Value]:
     """HParams' columns: the norm, the swept keys and the seed with the values they take; the final metrics."""
     infos = []
     for key in ("norm", *study.axes, "seed"):
@@ -174,15 +176,12 @@ def _experiment(study: Study) -> tuple[int, Summary.Value]:
         info.type = api_pb2.DATA_TYPE_FLOAT64 if number else api_pb2.DATA_TYPE_STRING
         info.domain_discrete.extend(sorted(values) if number else sorted(map(str, values)))
         infos.append(info)
-    metrics = [
-        api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=tag)
-        for tag in [*study.final_metrics, *study.measured]
-    ]
+    metrics = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=tag) for tag in finals]
     experiment = api_pb2.Experiment(hparam_infos=infos, metric_infos=metrics, time_created_secs=time.time())
     return 0, _hparams(hparams.EXPERIMENT_TAG, plugin_data_pb2.HParamsPluginData(experiment=experiment))
 
 
-def _session(study: Study, cell: Cell, run: dict[str, object]) -> Iterator[tuple[int, Summary.Value]]:
+def _session(cell: Cell, run: dict[str, object], finals: Sequence[str]) -> Iterator[tuple[int, Summary.Value]]:
     """A run's line in HParams. Its group is named as its directory, as TensorBoard names that of the run's own
     event file when the study is the logdir: there the two are one line."""
     start = plugin_data_pb2.SessionStartInfo(group_name=str(run["run"]), start_time_secs=time.time())
@@ -193,7 +192,7 @@ def _session(study: Study, cell: Cell, run: dict[str, object]) -> Iterator[tuple
             start.hparams[key].string_value = str(value)
     yield 0, _hparams(hparams.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start))
     seen = run.get("samples_seen", 0)
-    for tag in [*study.final_metrics, *study.measured]:
+    for tag in finals:
         value = run.get(tag)
         if run["state"] == "finished" and isinstance(value, float | int) and np.isfinite(value):
             yield int(seen) if isinstance(seen, float | int) else 0, _scalar(tag, value)

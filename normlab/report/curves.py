@@ -25,12 +25,11 @@ def curve_of(study: Study, run: str, tag: str) -> tuple[Floats, Floats] | None:
     """(samples_seen, values) of one run, where it has logged `tag`."""
     if tag not in study.points:
         return None
-    points = study.points_of(run)
-    values = points[tag].to_numpy()
+    values = study.curve(run, tag)
     there = np.isfinite(values)
     if not there.any():
         return None
-    return points["samples_seen"].to_numpy(dtype=np.float64)[there], values[there]
+    return study.curve(run, "samples_seen").astype(np.float64)[there], values[there]
 
 
 def mean_curve(study: Study, cell: Cell, tag: str) -> MeanCurve | None:

@@ -49,21 +49,24 @@ def write_page(study: Study, metric: str, baseline: str | None, found: list[Find
 
 def page_data(study: Study, metric: str, baseline: str | None, found: list[Finding], out: Path) -> dict[str, Any]:
     """What page.js shows. Links are relative to `out`, so that the study can be moved as a whole."""
-    curves, thinned = _curves(study)
-    rows = study.runs.to_dict("records")
+    metrics = study.shown_metrics(metric)
+    curves, thinned = _curves(study, [tag for tag in metrics if tag in study.points])
+    if len(metrics) < len(study.metrics):
+        thinned = "; ".join(filter(None, [f"{len(metrics)} of {len(study.metrics)} metrics shown", thinned]))
+    rows = study.rows
     settings = {row["run"]: {k: row[k] for k in study.settings if k in row and row[k] == row[k]} for row in rows}
     common = _common(settings.values())
     log_characters = min(4000, MOST_LOG_CHARACTERS // len(rows))
     series = {run["run"]: cell.series for cell in study.cells for run in cell.runs}
     return {
         "metric": metric,
-        "metrics": study.metrics,
+        "metrics": metrics,
         "baseline": baseline,
         "axes": study.axes,
         "thinned": thinned,
         "findings": [{"text": one.text, "names": list(one.names)} for one in found],
         "styles": {norm: [(s := style_of(norm)).colour, s.symbol] for norm in {c.norm for c in study.cells}},
-        "cells": _cells(study, baseline),
+        "cells": _cells(study, metrics, baseline),
         "common": {key: _shown(value) for key, value in common.items()},
         "grids": curves["grids"],
         "runs": [
@@ -75,7 +78,7 @@ def page_data(study: Study, metric: str, baseline: str | None, found: list[Findi
                 "state": row["state"],
                 "detail": "; ".join(filter(None, [row["detail"], row["problem"]])),
                 "at": {axis: _shown(row.get(axis)) for axis in study.axes},
-                "values": {tag: _rounded(row.get(tag)) for tag in study.metrics},
+                "values": {tag: _rounded(row.get(tag)) for tag in metrics},
                 "settings": {k: _shown(v) for k, v in settings[row["run"]].items() if k not in common},
                 "curves": curves["of"].get(row["run"], {}),
                 "log": _tail(Path(row["directory"]), log_characters),
@@ -86,10 +89,10 @@ def page_data(study: Study, metric: str, baseline: str | None, found: list[Findi
     }
 
 
-def _cells(study: Study, baseline: str | None) -> list[dict[str, Any]]:
+def _cells(study: Study, metrics: list[str], baseline: str | None) -> list[dict[str, Any]]:
     differences: dict[str, Mapping[Cell, Estimate]] = {}
     if baseline:
-        differences = {tag: study.differences(tag, baseline) for tag in study.metrics}
+        differences = {tag: study.differences(tag, baseline) for tag in metrics}
     made = []
     for cell in study.cells:
         states = cell.states
@@ -101,7 +104,7 @@ def _cells(study: Study, baseline: str | None) -> list[dict[str, Any]]:
                 "at": {axis: _shown(value) for axis, value in cell.at},
                 "nbs": _rounded(cell.nbs),
                 "states": {state: states[state] for state in ("diverged", "failed", *UNFINISHED) if states[state]},
-                "estimates": {tag: _estimate(cell.estimate(tag)) for tag in study.metrics},
+                "estimates": {tag: _estimate(cell.estimate(tag)) for tag in metrics},
                 "differences": {tag: _estimate(pair) for tag, pair in pairs.items()},
             }
         )
@@ -112,12 +115,11 @@ def _estimate(found: Estimate) -> list[float | None]:
     return [found.n, _rounded(found.mean), _rounded(found.half_width)]
 
 
-def _curves(study: Study) -> tuple[dict[str, Any], str]:
+def _curves(study: Study, tags: list[str]) -> tuple[dict[str, Any], str]:
     """Each run's curves as {tag: [grid, values]}, where grid is a place in `grids`, which runs share.
 
     Where there are more than fit, each keeps as many points, evenly spaced, its first and last among them.
     """
-    tags = list(study.points.columns[4:])
     found = {
         (run, tag): curve
         for run in study.points["run"].unique()

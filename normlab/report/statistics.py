@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from scipy.special import stdtrit
 
 LEVEL = 0.95
@@ -40,11 +39,12 @@ def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
     n = len(values)
     if n == 0:
         return Estimate(0, math.nan, math.nan)
-    mean = float(np.mean(values))
+    mean = math.fsum(values) / n
     if n == 1:
         return Estimate(1, mean, math.nan)
     t = float(stdtrit(n - 1, (1 + level) / 2))
-    return Estimate(n, mean, t * float(np.std(values, ddof=1)) / math.sqrt(n))
+    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+    return Estimate(n, mean, t * math.sqrt(variance / n))
 
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate:

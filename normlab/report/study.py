@@ -1,5 +1,6 @@
 """The cells of a study: which runs differ in their seed alone, what is swept, what is missing or doubtful."""
 
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -10,15 +11,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from normlab.config import SCHEMAS, Config, ConfigError, Section
 from normlab.report.reading import Records
 from normlab.report.statistics import Estimate, estimate, paired_difference
 from normlab.report.style import norm_order
 from normlab.run import RESULTS_VERSION
+from normlab.run_files import is_number
 
 FIRST_AXES = ("study", "batch_size", "world_size", "virtual_ranks")
 PREFERRED_METRICS = ("val/miou", "val/accuracy")
+MOST_CHARACTERS = 80
+"""Of a value where it is shown."""
+MOST_METRICS = 1000
+"""In the page and in TensorBoard; tables.csv has all."""
 Axis = str
 Value = Hashable
 
@@ -53,14 +60,15 @@ class Cell:
 
     @property
     def nbs(self) -> float:
-        return next((v for run in self.runs if (v := run.get("normalization_batch_size", np.nan)) == v), np.nan)
+        sizes = [run["normalization_batch_size"] for run in self.runs if "normalization_batch_size" in run]
+        return next(filter(is_number, sizes), np.nan)
 
     def by_seed(self, metric: str) -> dict[int, float]:
         """The metric of each finished run that has it."""
         return {
             run["seed"]: run[metric]
             for run in self.runs
-            if run["state"] == "finished" and np.isfinite(run.get(metric, np.nan))
+            if run["state"] == "finished" and is_number(run.get(metric))
         }
 
     def estimate(self, metric: str) -> Estimate:
@@ -99,9 +107,21 @@ class Study:
         self.unplaced: list[str] = []
         self.cells = self._cells()
 
-    def points_of(self, run: str) -> pd.DataFrame:
+    def curve(self, run: str, tag: str) -> NDArray[Any]:
+        """A column of `points` at one run's rows."""
         begin, end = self._where.get(run, (0, 0))
-        return self.points.iloc[begin:end]
+        return self._columns[tag][begin:end]
+
+    @cached_property
+    def _columns(self) -> dict[Any, NDArray[Any]]:
+        """`points` by column: pandas' own slices of a table of thousands take milliseconds each."""
+        return {tag: column.to_numpy() for tag, column in self.points.items()}
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """`runs` as dicts."""
+        columns = {key: column.tolist() for key, column in self.runs.items()}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     @cached_property
     def _where(self) -> dict[str, tuple[int, int]]:
@@ -137,9 +157,9 @@ class Study:
     def _cells(self) -> list[Cell]:
         shared = [axis for axis in self.axes if not axis.startswith("norm.")]
         groups: dict[tuple[str, tuple[tuple[Axis, Value], ...]], dict[int, dict[str, Any]]] = defaultdict(dict)
-        for row in self.runs.to_dict("records"):
+        for row in self.rows:
             run = {key: value for key, value in row.items() if value == value}
-            if not {"norm", "seed", *shared} <= run.keys():
+            if not ({"norm", "seed", *shared} <= run.keys() and is_number(run["seed"]) and run["seed"] % 1 == 0):
                 self.unplaced.append(run["run"])
                 continue
             run["seed"] = int(run["seed"])
@@ -173,6 +193,12 @@ class Study:
             for seed in sorted(seeds)
             if (norm, variant, place, seed) not in there
         ]
+
+    def shown_metrics(self, metric: str) -> list[str]:
+        """`metrics`, and of more than MOST_METRICS the first of them, with `metric`."""
+        if len(self.metrics) <= MOST_METRICS:
+            return self.metrics
+        return list(dict.fromkeys([metric, *self.metrics]))[:MOST_METRICS]
 
     def default_metric(self) -> str:
         """What the runs call their sweep_metric if they have it, else mIoU, else accuracy, else what there is."""
@@ -276,7 +302,10 @@ def plain_value(value: Any) -> Value:
 def show(value: Value) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    return f"{text[:MOST_CHARACTERS]}...{zlib.crc32(text.encode()):08x}"  # two that begin alike stay two
 
 
 def sort_key(value: Value) -> tuple[int, float, str]:

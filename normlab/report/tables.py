@@ -1,7 +1,8 @@
 """What the runs say, as tables: for the terminal, as Markdown, as CSV."""
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -126,13 +127,23 @@ def runs_table(study: Study) -> pd.DataFrame:
 def as_markdown(grid: Grid) -> str:
     head = ["norm", *(f"{grid.x}={column}" for column in grid.columns)]
     lines = [_line(head), _line(["---"] * len(head)), *(_line(row) for row in grid.rows)]
-    return f"**{_escape(grid.title)}**\n\n" + "\n".join(lines) + "\n"
+    return f"**{escape(grid.title)}**\n\n" + "\n".join(lines) + "\n"
+
+
+def as_list(text: str, names: Sequence[str]) -> str:
+    """A finding, as Markdown."""
+    return "\n".join([escape(text), *(f"- {_code(name)}" for name in names)]) + "\n"
 
 
 def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(_escape(cell) for cell in cells) + " |"
+    return "| " + " | ".join(escape(cell) for cell in cells) + " |"
 
 
-def _escape(text: str) -> str:
-    """As GitHub's Markdown shows it: no name ends a column or begins a tag."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
+def _code(text: str) -> str:
+    return f"`{text}`" if re.fullmatch(r"[\w .,:;=+/()'-]*", text) else escape(text)
+
+
+def escape(text: str) -> str:
+    """As GitHub's Markdown shows it: no name ends a column, or begins a tag, a link or code."""
+    text = re.sub(r"([\\`*\[\]|])", r"\\\1", " ".join(text.split()))
+    return text.replace("&", "&amp;").replace("<", "&lt;")

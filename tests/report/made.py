@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from normlab.run import RESULTS_VERSION
+
 SETTINGS = {
     "norm": {"name": "bn", "eps": 1e-5},
     "model": {"name": "resnet8", "depth": 8},
@@ -52,7 +54,7 @@ def make_run(
             "metrics": {"val/accuracy": accuracy} if status == "finished" and accuracy is not None else {},
             "normalization_batch_size": config["batch_size"] if config["norm"]["name"] == "bn" else 1,
             "eval_split": "test",
-            "results_version": 1,
+            "results_version": RESULTS_VERSION,
             "images_per_second": 100.0,
             "device_name": "a machine",
         } | (result or {})

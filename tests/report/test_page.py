@@ -10,9 +10,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from normlab.report.findings import findings
-from normlab.report.page import write_page
+from normlab.report.page import page_data, write_page
 from normlab.report.reading import read
-from normlab.report.study import Study
+from normlab.report.study import MOST_METRICS, Study
+from normlab.report.tables import cells_table
 from tests.report.made import make_run
 
 PATIENCE_S = 60
@@ -184,6 +185,17 @@ def test_no_name_or_value_becomes_code(open_page, browser, tmp_path):
     assert browser.execute_script("return document.querySelectorAll('img, #data ~ script').length") == 1
     assert EVIL in texts(browser, "#runs td:nth-child(3)")
     assert set(names) <= set(texts(browser, "#runs td:first-child"))
+
+
+def test_of_tens_of_thousands_of_metrics_the_page_shows_the_first_and_the_one_that_was_asked_for(tmp_path):
+    metrics = {f"val/tag{number}": 0.5 for number in range(3 * MOST_METRICS)}
+    make_run(tmp_path, result={"metrics": metrics}, curve={8: 0.5})
+    study = Study(read(tmp_path))
+    data = page_data(study, f"val/tag{3 * MOST_METRICS - 1}", "bn", [], tmp_path)
+    assert len(data["metrics"]) == MOST_METRICS
+    assert data["metric"] in data["metrics"]
+    assert data["thinned"] == f"{MOST_METRICS} of {len(study.metrics)} metrics shown"
+    assert len(cells_table(study, study.final_metrics, None)) == len(metrics)
 
 
 def test_the_page_of_a_thousand_runs_is_below_10_mb_says_that_curves_are_thinned_and_opens(

@@ -8,10 +8,12 @@ import yaml
 from launch.jobs import announce
 from normlab.config import ConfigError
 from normlab.report import load
+from normlab.report.__main__ import main
 from normlab.report.reading import read
 from normlab.report.study import Study
 from tests.launch.test_status import NOT_A_PROCESS
 from tests.report.conftest import BATCH_SIZES, NORMS, SEEDS
+from tests.report.made import make_run
 from tests.runs import directory_of
 
 
@@ -53,7 +55,7 @@ def test_a_run_that_has_not_begun_is_known_by_its_name_and_overrides(study_folde
     announce(run, {"launcher": "local", "host": "elsewhere", "pid": NOT_A_PROCESS, "overrides": overrides})
     run.directory.rename(study_folder / run.directory.name)
     row = load(study_folder)[0].set_index("run").loc[run.directory.name]
-    assert (row["state"], row["norm"], row["batch_size"], row["seed"]) == ("stale", "ln", 4, 5)
+    assert (row["state"], row["norm"], row["batch_size"], row["seed"]) == ("waiting", "ln", 4, 5)
     assert (row["optim.lr"], row["virtual_ranks"], row["data.root"]) == (0.5, 1, "x=y")
 
 
@@ -63,7 +65,7 @@ def cut(path):
 
 BROKEN = {
     "metrics.jsonl: the last line is half written": lambda run: cut(run / "metrics.jsonl"),
-    "metrics.jsonl: 2 of 16 lines cannot be read": lambda run: (run / "metrics.jsonl").write_text(
+    "metrics.jsonl: 2 of 16 lines cannot be read, first line 15": lambda run: (run / "metrics.jsonl").write_text(
         (run / "metrics.jsonl").read_text() + 'not json\n{"step": "one", "samples_seen": null}\n'
     ),
     "metrics.jsonl: val/accuracy is not always a number": lambda run: (run / "metrics.jsonl").write_text(
@@ -72,7 +74,7 @@ BROKEN = {
     "config.yaml is empty": lambda run: (run / "config.yaml").write_text(""),
     "config.yaml is missing": lambda run: (run / "config.yaml").unlink(),
     "config.yaml cannot be read": lambda run: (run / "config.yaml").write_bytes(b"norm: [bn\n\xff"),
-    "result.json cannot be read": lambda run: cut(run / "result.json"),
+    "result.json is empty or damaged": lambda run: cut(run / "result.json"),
     "result.json is not one of normlab's": lambda run: (run / "result.json").write_text('["finished"]'),
     "no norm in config.yaml, so no run of train.py": lambda run: (
         run.rename(run.with_name("foreign")),
@@ -109,3 +111,55 @@ def test_only_what_has_no_run_is_refused(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     runs, points = load(tmp_path)
     assert (runs["state"].tolist(), len(points)) == (["unreadable"], 0)
+
+
+FOREIGN = {
+    "metrics.jsonl": [
+        '{"step": HUGE, "samples_seen": 1, "epoch": 1}\n',
+        '{"step": 1, "samples_seen": 1, "epoch": HUGE}\n',
+        '{"step": 1, "samples_seen": 1, "epoch": 1, "val/accuracy": HUGE}\n',
+        '{"step": 1, "samples_seen": 1, "epoch": 1, "val/accuracy": [NaN], "norm": "x"}\n',
+        "[" * 25_000_000 + "\n",
+        '{"step": 1, "samples_seen": 1, "epoch": 1}, {"step": 2, "samples_seen": 2, "epoch": 1}\n',
+    ],
+    "config.yaml": [
+        "norm: {name: bn}\nseed: HUGE\n",
+        "norm: {name: bn}\nseed: 1\nbatch_size: HUGE\nmodel: {name: [1]}\n",
+        "norm: {name: 5}\nseed: 0\n",
+        "norm: {name: bn}\nseed: one\nstate: x\nproblem: {a: b}\n",
+        "norm: " + "[" * 1_000_000,
+        "- " * 100_000,
+        "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n",
+        "2026-01-01: {1: .nan, null: 2}\n",
+    ],
+    "result.json": [
+        '{"status": "finished", "metrics": {"val/accuracy": HUGE}}',
+        '{"status": "finished", "metrics": {}, "images_per_second": HUGE, "normalization_batch_size": "x"}',
+        '{"status": "finished", "metrics": {"run": 1, "norm": 3}, "norm": 4, "images_per_second": "x"}',
+        '{"status": "failed", "metrics": {}, "error": [1], "results_version": "x", "eval_split": 3}',
+        "[" * 1_000_000,
+    ],
+    "launch.json": ["HUGE", '{"launcher": "local"}', '{"launcher": "slurm", "job_id": HUGE}'],
+}
+
+
+def test_no_content_of_a_file_ends_the_report(tmp_path, capsys):
+    """A number of 400 digits, nesting without an end, another program's files: each in a run of its own."""
+    study = tmp_path / "study"
+    for seed in (0, 1):
+        make_run(study, seed=seed, name=f"whole{seed}", curve={8: 0.25})
+    victims = {
+        f"{name}-{i}": (name, held) for name, contents in FOREIGN.items() for i, held in enumerate(contents)
+    }
+    for seed, (victim, (name, held)) in enumerate(victims.items(), start=2):
+        make_run(study, seed=seed, name=victim, curve={8: 0.25})
+        (study / victim / name).write_text(held.replace("HUGE", "9" * 400))
+        load(study / victim)
+    (study / "whole0" / "lock").mkdir()
+    main([str(study), "--out", str(tmp_path / "out")])
+    assert f"{2 + len(victims)} runs: " in capsys.readouterr().out
+    runs = load(study)[0].set_index("run")
+    assert runs.loc[["whole0", "whole1"], "state"].tolist() == ["finished", "finished"]
+    odd = {"config.yaml": (0, 1, 3), "result.json": (1, 2, 3)}
+    named = runs.loc[runs["problem"] != ""].index
+    assert set(victims) - set(named) == {f"{name}-{i}" for name, places in odd.items() for i in places}

@@ -8,6 +8,7 @@ from normlab.config import ConfigError
 from normlab.report.findings import findings
 from normlab.report.reading import read
 from normlab.report.study import Study
+from normlab.run import RESULTS_VERSION
 from tests.report.made import make_run
 
 
@@ -63,16 +64,17 @@ def test_a_mean_is_over_seeds_alone(tmp_path):
     for seed, accuracy in ((0, 0.4), (1, 0.6)):
         make_run(tmp_path, accuracy, seed=seed, label_smoothing=0.0)
         make_run(tmp_path, accuracy + 0.2, seed=seed, label_smoothing=0.1)
-    make_run(tmp_path, 0.0, seed=2, label_smoothing=0.1, result={"results_version": 2})
+    make_run(tmp_path, 0.0, seed=2, label_smoothing=0.1, result={"results_version": RESULTS_VERSION + 1})
     study = study_of(tmp_path)
     means = {tuple(value for _, value in cell.at): cell.estimate("val/accuracy") for cell in study.cells}
     assert study.axes == ["label_smoothing", "results_version"]
     assert {at: (found.n, found.mean) for at, found in means.items()} == {
-        (0, 1): (2, pytest.approx(0.5)),
-        (0.1, 1): (2, pytest.approx(0.7)),
-        (0.1, 2): (1, 0.0),
+        (0, RESULTS_VERSION): (2, pytest.approx(0.5)),
+        (0.1, RESULTS_VERSION): (2, pytest.approx(0.7)),
+        (0.1, RESULTS_VERSION + 1): (1, 0.0),
     }
-    assert any("results_version is mixed, 1 (4 runs), 2 (1 runs)" in text for text in said(study))
+    mixed = f"results_version is mixed, {RESULTS_VERSION} (4 runs), {RESULTS_VERSION + 1} (1 runs)"
+    assert any(mixed in text for text in said(study))
 
 
 def test_a_key_that_some_runs_do_not_have_is_said(tmp_path):
@@ -178,5 +180,5 @@ def test_studies_that_are_compared_keep_their_runs_apart(tmp_path):
     study = study_of(tmp_path / "a", tmp_path / "b")
     assert study.axes == ["study"]
     assert {c.values["study"]: c.estimate("val/accuracy").mean for c in study.cells} == {"a": 0.4, "b": 0.7}
-    assert study.points_of("b/same1")["val/accuracy"].tolist() == [0.7]
+    assert study.curve("b/same1", "val/accuracy").tolist() == [0.7]
     assert study.duplicates == []

@@ -5,10 +5,11 @@ import math
 import pandas as pd
 import pytest
 
+from normlab.report.__main__ import main
 from normlab.report.reading import read
 from normlab.report.statistics import estimate
 from normlab.report.study import Study
-from normlab.report.tables import as_markdown, cells_table, decimals, grids, runs_table
+from normlab.report.tables import as_list, as_markdown, cells_table, decimals, grids, runs_table
 from tests.report.made import make_run
 
 
@@ -78,6 +79,22 @@ def test_markdown_shows_names_and_ends_no_column_with_them(tmp_path):
     text = as_markdown(grids(study, "val/accuracy", "batch_size", None)[0])
     assert "| &lt;script>\\|x | 0.5000 (n=1, no interval) |" in text
     assert text.count("\n| ") == 3
+
+
+def test_markdown_holds_no_tag_link_or_code_of_a_name(tmp_path):
+    """Names stand in the title, in tables and in findings."""
+    evil = "<script>alert(1)</script>"
+    folder = tmp_path / "x<img>[a](http://b)"
+    make_run(folder, status="failed", norm=evil, name="a`<script>`", result={"error": f"no\n`{evil}` [a](b)"})
+    make_run(folder, name="plain_name", norm=evil, seed=1)
+    main([str(folder)])
+    text = (folder / "report" / "tables.md").read_text()
+    assert "&lt;script>" in text
+    assert "<" not in text
+    assert "](" not in text.replace("\\]", "")
+    assert r"- a\`&lt;script>\`: \`&lt;script>" in text
+    study = Study(read(folder))
+    assert as_list("1 failed", [study.runs["run"][1]]) == "1 failed\n- `plain_name`\n"
 
 
 def test_numbers_have_the_places_that_their_size_asks_for():
