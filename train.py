@@ -4,8 +4,12 @@ python train.py norm=syncbn batch_size=4 world_size=2
 torchrun --standalone --nproc-per-node=2 train.py norm=syncbn batch_size=4
 """
 
+if __name__ == "__main__":
+    from launch.process import begin_command
+
+    begin_command()
+
 import os
-import signal
 import sys
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -107,8 +111,6 @@ def call_hydra() -> int:
         app()
     except SystemExit as left:
         return int(left.code or 0)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     except ConfigError as error:
         return complain(str(error))
     except (HydraException, OmegaConfBaseException) as error:

@@ -3,23 +3,40 @@
 import logging
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import multiprocessing.util
 import os
+import shutil
 import sys
+import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
 
-from launch.process import USER_ERROR, Surroundings, end_with_parent
-from normlab.config import Config
+from launch.process import (
+    USER_ERROR,
+    Surroundings,
+    clean_up_on_stop_signals,
+    end_with_parent,
+    stop_signals_blocked,
+    stop_signals_raise,
+)
+from normlab.config import Config, ConfigError
 from normlab.run import Run
 
 ROOT = str(Path(__file__).parents[1])
+LONGEST_TMPDIR = 103 - len("/pymp-12345678/listener-12345678")
+"""A socket's path has room for 103 characters (macOS; Linux: 107)."""
+
+LEAVE_WITHIN_S = 3600
+"""How long ranks that were told to stop may take for their step and their checkpoint."""
 
 
 def preload() -> None:
     """Begin importing torch in the fork server that the ranks will be forked from.
 
     Called early, it runs beside this process's own import: each rank then starts without one.
+    Raises: ConfigError where its socket cannot be made.
     """
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -27,11 +44,33 @@ def preload() -> None:
     # The server of Python 3.11 looks in its working folder alone, and passes over what it does not find there.
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = ROOT + (os.pathsep + path if path else "")
-    multiprocessing.forkserver.ensure_running()
-    if path is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = path
+    try:
+        _start_fork_server()
+    except OSError as error:
+        raise ConfigError(
+            f"TMPDIR={tempfile.gettempdir()}: ranks need a socket there ({error.strerror or error}); "
+            "set TMPDIR to a folder with a short path that can be written, such as /tmp."
+        ) from None
+    finally:
+        if path is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = path
+
+
+def _start_fork_server() -> None:
+    former = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR:
+        tempfile.tempdir = "/tmp"
+    try:
+        folder = multiprocessing.util.get_temp_dir()  # Python removes it at exit, but not at a signal
+    finally:
+        tempfile.tempdir = former
+    clean_up_on_stop_signals(lambda: shutil.rmtree(folder, ignore_errors=True))
+    with stop_signals_blocked():
+        multiprocessing.resource_tracker.ensure_running()
+    with stop_signals_blocked():  # once more: the tracker's start unblocks what it ignores
+        multiprocessing.forkserver.ensure_running()
 
 
 def run_job(cfg: Config, study: str, run: Run, surroundings: Surroundings) -> None:
@@ -68,10 +107,11 @@ def _reuse_fork_server() -> None:
 def start_ranks(cfg: Config, study: str, run: Run, surroundings: Surroundings | None = None) -> int:
     """Train `run` on world_size ranks of this machine. Returns the exit code of the job.
 
-    SIGTERM, SIGINT and SIGUSR2 are passed on to the ranks, which save and leave; so does this process, with
-    128 + the signal. A rank that dies takes the others with it, and its error is shown with its rank.
+    A stop signal is passed on to the ranks, which save and leave; so does this process, with 128 + the signal. A
+    second one ends all at once, so that ranks that hang in a collective can be ended. A rank that dies takes the
+    others with it, and its error is shown with its rank.
     """
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -92,10 +132,13 @@ def start_ranks(cfg: Config, study: str, run: Run, surroundings: Surroundings | 
         local_addr="127.0.0.1",
         max_restarts=0,
         start_method="forkserver",
-        signals_to_handle="SIGTERM,SIGINT,SIGUSR2",
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # else an empty folder stays in TMPDIR
+        signals_to_handle="",  # ours are
+        shutdown_timeout=LEAVE_WITHIN_S,
     )
     try:
-        elastic_launch(launch_config, run_started_rank)(cfg, study, run, surroundings or Surroundings())
+        with stop_signals_raise(lambda number: SignalException("", number)):
+            elastic_launch(launch_config, run_started_rank)(cfg, study, run, surroundings or Surroundings())
     except SignalException as stopped:
         return 128 + stopped.sigval
     except ChildFailedError as failed:

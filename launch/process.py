@@ -1,16 +1,23 @@
-"""Signals, parents and exit codes of one process."""
+"""Signals, parents, output and exit codes of one process."""
 
+import io
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
+REPEATED_WITHIN_S = 1.0
+"""One order may come twice: `timeout` signals a process and then its group, a terminal every process at once."""
 USER_ERROR = 2
 RUN_IS_BUSY = 3
 """A rank's exit code where another process trains the same run: an error of a single run, not of a sweep."""
@@ -27,6 +34,8 @@ class Surroundings:
     """The GPUs it may see. None: all."""
 
     def enter(self) -> None:
+        outlive_output()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # see `stop_signals_blocked`
         if self.log is not None:
             log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             os.dup2(log, 1)
@@ -36,8 +45,106 @@ class Surroundings:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.cuda_visible_devices
 
 
+class _Output(io.FileIO):
+    """Takes everything, and drops it from the moment that it can no longer be written."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.fileno())
+            return memoryview(data).nbytes
+
+
+def outlive_output() -> None:
+    """Let stdout and stderr of this process fail: a closed pipe or terminal, or a full disk, ends no run.
+
+    What counts of a run is in its directory.
+    """
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed from the start; the next file to be opened would take its place
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            if nowhere != descriptor:
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+        raw = io.BufferedWriter(_Output(descriptor, "w", closefd=False))
+        setattr(
+            sys,
+            name,
+            io.TextIOWrapper(
+                raw,
+                encoding=getattr(stream, "encoding", "utf-8"),
+                errors=getattr(stream, "errors", "backslashreplace"),
+                line_buffering=getattr(stream, "line_buffering", True),
+                write_through=getattr(stream, "write_through", False),
+            ),
+        )
+
+
+def begin_command() -> None:
+    """Call first of all, before imports that take seconds: Ctrl-C then ends them without a traceback."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    outlive_output()
+
+
+def stop_signals() -> list[signal.Signals]:
+    """STOP_SIGNALS, without a SIGHUP that is to be ignored: nohup says so."""
+    hangup_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [s for s in STOP_SIGNALS if not (s is signal.SIGHUP and hangup_ignored)]
+
+
+@contextmanager
+def stop_signals_blocked() -> Iterator[None]:
+    """No stop signal reaches this thread inside the block, nor ever a process that is started inside it.
+
+    For a fork server, which must outlive its ranks: a terminal's Ctrl-C and `timeout` signal a whole group.
+    """
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def clean_up_on_stop_signals(clean_up: Callable[[], None]) -> None:
+    """Have a stop signal that nobody else awaits call `clean_up` before it ends this process."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        clean_up()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    for number in stop_signals():
+        signal.signal(number, leave)
+
+
+@contextmanager
+def stop_signals_raise(error: Callable[[signal.Signals], Exception]) -> Iterator[None]:
+    """Inside the block the first stop signal raises `error` of it. A second one is handled as before the block."""
+    began = 0.0
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal began
+        if not began:
+            began = time.monotonic()
+            raise error(signal.Signals(number))
+        if time.monotonic() - began > REPEATED_WITHIN_S:
+            signal.signal(number, former[signal.Signals(number)])
+            signal.raise_signal(number)
+
+    former = {each: signal.signal(each, handle) for each in stop_signals()}
+    try:
+        yield
+    finally:
+        for each, handler in former.items():
+            signal.signal(each, handler)
+
+
 class StopSignal:
-    """Inside the block the first SIGTERM, SIGINT or SIGUSR2 is remembered instead of ending the process.
+    """Inside the block the first SIGTERM, SIGINT, SIGUSR2 or SIGHUP is remembered instead of ending the process.
 
     Called, it gives that signal's number, or 0. A rank asks once a step, so that a step is never cut.
     Inside another such block, what that one remembers already counts.
@@ -45,7 +152,7 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         self._signal = 0
-        self._former = {s: signal.signal(s, self._remember) for s in STOP_SIGNALS}
+        self._former = {s: signal.signal(s, self._remember) for s in stop_signals()}
         for former in self._former.values():
             outer = getattr(former, "__self__", None)
             if isinstance(outer, StopSignal):

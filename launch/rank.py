@@ -21,8 +21,9 @@ from normlab.trainer import Outcome, Trainer
 def run_started_rank(cfg: Config, study: str, run: Run, surroundings: Surroundings) -> None:
     """A rank that `launch.local` started: ends with its launcher, and tells it how by its exit code."""
     end_with_parent()
-    surroundings.enter()
-    sys.exit(run_rank(cfg, study, run))
+    with StopSignal():  # until here the fork server's mask holds them back
+        surroundings.enter()
+        sys.exit(run_rank(cfg, study, run))
 
 
 def run_rank(cfg: Config, study: str, run: Run | None = None) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from launch.commit import Code, current_code
 from launch.environment import rank_environment
 from launch.jobs import announce, read_launch
-from launch.process import StopSignal
+from launch.process import StopSignal, outlive_output
 from normlab.run import Run
 
 
@@ -25,6 +25,7 @@ class SlurmTask:
     def __call__(self) -> None:
         """Train, then leave with 0, or with what went wrong; a stop signal requeues the job."""
         # From the first moment: a signal during the import of torch stops the run at its first step.
+        outlive_output()
         with StopSignal():
             os.environ.update(rank_environment(os.environ) or {})
             rank = int(os.environ.get("RANK", 0))

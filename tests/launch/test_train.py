@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from normlab import checkpoint
-from tests.processes import LONG, ROOT, TINY, TRAIN, Job, alive, descendants, until
+from tests.processes import LONG, PATIENCE_S, ROOT, TINY, TRAIN, Job, alive, descendants, until
 
 
 def train(folder: Path, *overrides: str) -> tuple[int, str, str]:
@@ -30,7 +30,16 @@ def state_in(folder: Path) -> dict:
 def started(tmp_path_factory):
     """A short run on two ranks that train.py started itself."""
     folder = tmp_path_factory.mktemp("started")
-    return folder, train(folder, *TINY, "norm=syncbn", "world_size=2", "epochs=2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
+        ended = train(folder, *TINY, "norm=syncbn", "world_size=2", "epochs=2")
+        assert left_in_tmpdir() == []
+    return folder, ended
+
+
+def left_in_tmpdir() -> list[Path]:
+    """What Python's and torch's launchers made there; torchinductor's cache is to stay."""
+    return [path for path in Path(os.environ["TMPDIR"]).iterdir() if not path.name.startswith("torchinductor")]
 
 
 def test_a_run_ends_with_its_result_its_directory_and_the_tensorboard_line(started):
@@ -93,22 +102,57 @@ def test_a_run_killed_mid_epoch_and_started_again_ends_bit_for_bit_equal(world_s
 
 
 @pytest.mark.parametrize(
-    ("stop_signal", "world_size"), [(signal.SIGTERM, 2), (signal.SIGINT, 1), (signal.SIGUSR2, 2)]
+    ("stop_signal", "world_size"),
+    [(signal.SIGTERM, 2), (signal.SIGINT, 1), (signal.SIGUSR2, 1), (signal.SIGHUP, 2)],
 )
 def test_a_stop_signal_finishes_the_step_saves_and_leaves_with_128_and_itself(
-    stop_signal, world_size, start, tmp_path
+    stop_signal, world_size, start, tmp_path, tmp_path_factory, monkeypatch
 ):
+    monkeypatch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
     job = start(TRAIN, *LONG, f"world_size={world_size}")
     job.wait_for_step(3)
     others = job.ranks()
     job.process.send_signal(stop_signal)
+    if stop_signal == signal.SIGTERM:
+        os.killpg(job.process.pid, stop_signal)  # as `timeout` does: the fork server is in the group too
     code, _, err = job.end()
     assert code == 128 + stop_signal, err
+    assert left_in_tmpdir() == []
     assert "the same command goes on from" in err
     assert "Traceback" not in err
     assert state_in(tmp_path)["step"] >= 3
     assert list(tmp_path.glob("runs/*/*/result.json")) == []
     until(lambda: not any(map(alive, others)))
+
+
+@pytest.mark.parametrize(
+    ("imported", "options"),
+    [("yaml", []), ("libtorch_cpu", []), ("libtorch_cpu", ["world_size=2"])],
+    ids=["hydra", "torch", "torch in the fork server"],
+)
+def test_ctrl_c_during_the_imports_is_no_traceback(imported, options, start, tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
+    job = start(TRAIN, *LONG, *options)
+
+    def importing() -> bool:
+        everyone = [job.process.pid, *descendants(job.process.pid)]
+        return any(imported in Path(f"/proc/{pid}/maps").read_text() for pid in everyone)
+
+    until(importing)
+    os.killpg(job.process.pid, signal.SIGINT)  # as a terminal does
+    code, out, err = job.end()
+    assert (code, out, err) == (-signal.SIGINT, "", "")  # a shell's 130
+    assert left_in_tmpdir() == []
+
+
+@pytest.mark.parametrize("options", [["world_size=2"], ["-m", "norm=bn"]], ids=["a run", "a sweep"])
+def test_a_run_whose_output_nobody_reads_goes_on_to_its_end(options, start, tmp_path):
+    job = start(TRAIN, *options, *TINY, "epochs=1")
+    job.process.stderr.readline()
+    job.process.stderr.close()
+    job.process.stdout.close()
+    assert job.process.wait(PATIENCE_S) == 0
+    assert result_in(tmp_path)["status"] == "finished"
 
 
 def test_a_rank_that_is_killed_takes_the_others_with_it(start):
