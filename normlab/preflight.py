@@ -1,12 +1,14 @@
 """What can be wrong with a run, found in one process before any rank trains."""
 
+import math
+
 import torch
 from torch import nn
 
 from normlab import data
 from normlab.checkpoint import load_tensors
 from normlab.config import BatchNormConfig, Config, ConfigError, FrozenBatchNormConfig, RunningStats
-from normlab.data.dataset import Dataset
+from normlab.data.dataset import Dataset, require_memory
 from normlab.models import build_model, on_meta
 from normlab.models.initial_weights import TRUNK, load_initial_weights
 from normlab.norms import check_norms
@@ -18,11 +20,14 @@ from normlab.tasks import build_task
 def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str) -> Run:
     """The run that `cfg` on `world_size` ranks is. Writes nothing.
 
-    Raises: ConfigError where batches do not fit the data, or the norm does not fit the model's layers.
+    Raises: ConfigError where batches do not fit the data or the memory, or the norm does not fit the model's
+    layers.
     """
     run = name_run(cfg, world_size=world_size, study=study, data_fingerprint=dataset.fingerprint)
     run.steps(len(dataset.train))
     _check_precise_samples(cfg, cfg.logical_ranks(world_size))
+    image_shape = data.augmentation(cfg.data, dataset).image_shape
+    _check_memory(cfg, image_shape)
     model = on_meta(lambda: build_model(cfg.model, len(dataset.classes), seed=cfg.seed))
     if cfg.model.init_from is not None:
         load_initial_weights(model, cfg.model.init_from)
@@ -30,13 +35,21 @@ def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str) -> Run:
     build_task(cfg, dataset, torch.device("cpu"))
     check_norms(
         model,
-        data.augmentation(cfg.data, dataset).image_shape,
+        image_shape,
         cfg.batch_size,
         cfg.logical_ranks(world_size),
         cfg.norm,
         cfg.virtual_ranks,
     )
     return run
+
+
+def _check_memory(cfg: Config, image_shape: tuple[int, int, int]) -> None:
+    """A batch alone, as bytes and as float32; what the model makes of it is not known beforehand."""
+    samples = cfg.batch_size * cfg.virtual_ranks
+    _, height, width = image_shape
+    what = f"batch_size={cfg.batch_size} with virtual_ranks={cfg.virtual_ranks} and pictures of {width}x{height}"
+    require_memory(5 * samples * math.prod(image_shape), what)
 
 
 def _check_precise_samples(cfg: Config, logical_ranks: int) -> None:

@@ -27,7 +27,7 @@ def read(cfg: CifarConfig) -> Source:
         raise ConfigError(f"data.name={cfg.name} is no CIFAR; choose {' or '.join(READERS)}.")
     try:
         train = _reader(cfg)
-    except RuntimeError as error:  # "Dataset not found or corrupted."
+    except (OSError, RuntimeError) as error:  # "Dataset not found or corrupted."; no right to read
         if not cfg.download:
             raise ConfigError(
                 f"data.root={cfg.root} holds no intact {cfg.name} ({_wanted(cfg)}) and data.download=false; "
@@ -60,8 +60,9 @@ def _reader(cfg: CifarConfig, train: bool = True) -> datasets.CIFAR10:
 def _download(cfg: CifarConfig) -> None:
     """Fetch the archive once, however many ranks ask for it: the others find it when the lock is theirs."""
     try:
-        Path(cfg.root).mkdir(parents=True, exist_ok=True)
-        with FileLock(Path(cfg.root) / f".{cfg.name}.lock"):
+        root = Path(cfg.root).expanduser()  # as torchvision does
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{cfg.name}.lock"):
             READERS[cfg.name](cfg.root, download=True)
     except (OSError, RuntimeError) as error:  # no network; no right to write; a checksum that differs
         reason = " ".join(str(error).split())

@@ -59,6 +59,25 @@ def test_a_missing_archive_without_download_is_one_line_with_the_fix(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_an_archive_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", refuse)
+    with pytest.raises(ConfigError, match="no intact cifar10"):
+        load(CifarConfig(root=str(tmp_path), download=False))
+
+
+def test_a_download_goes_to_the_home_folder_where_that_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", lambda *args, **kwargs: None)
+    with pytest.raises(ConfigError):
+        load(CifarConfig(root="~/data"))
+    assert (tmp_path / "home/data").is_dir()
+    assert not (tmp_path / "~").exists()
+
+
 def test_a_damaged_archive_is_not_read(tmp_path, monkeypatch):
     write_archive(tmp_path, datasets.CIFAR10, monkeypatch)
     (tmp_path / datasets.CIFAR10.base_folder / "test_batch").write_bytes(b"damaged")
