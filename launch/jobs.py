@@ -131,6 +131,8 @@ def plan_jobs(
         key = json.dumps([type(cfg).__name__, plain(cfg)])
         if key not in datasets:
             datasets[key] = data.load(cfg, ProgressLogger.loading if progress else None)
+            for note in datasets[key].notes:
+                print(note, file=sys.stderr)
         return datasets[key]
 
     for place, overrides in enumerate(sweep_overrides):

@@ -40,6 +40,7 @@ def run_rank(cfg: Config, study: str, run: Run | None = None) -> int:
     def prepare_here() -> tuple[Dataset, Run]:
         dataset = load(cfg)
         if rank == 0 and run is None:
+            show_notes(dataset)
             return dataset, plan(cfg, dataset, world_size=world_size, study=study)
         return dataset, name_run(cfg, world_size=world_size, study=study, data_fingerprint=dataset.fingerprint)
 
@@ -71,7 +72,15 @@ def run_rank(cfg: Config, study: str, run: Run | None = None) -> int:
 
 def prepare(cfg: Config, study: str, world_size: int) -> Run:
     """In one process: find what is wrong, and name the run. Raises: ConfigError."""
-    return plan(cfg, load(cfg), world_size=world_size, study=study)
+    dataset = load(cfg)
+    show_notes(dataset)
+    return plan(cfg, dataset, world_size=world_size, study=study)
+
+
+def show_notes(dataset: Dataset) -> None:
+    """What a person should see of the data, said once by whoever names the run."""
+    for note in dataset.notes:
+        print(note, file=sys.stderr)
 
 
 def load(cfg: Config) -> Dataset:

@@ -23,8 +23,7 @@ from normlab.data.listing import Tell
 def load(cfg: DataConfig, tell: Tell | None = None) -> Dataset:
     """The configured data, with `data.train_samples` and `data.val_fraction` applied.
 
-    tell(text) is called for what a person should know, tell(text, done, total) while something long is made
-    for the first time.
+    tell(text), then tell(text, done, total), are called while something long is made for the first time.
     Raises: ConfigError.
     """
     return cut(_read(cfg, tell or (lambda text, done=0, total=0: None)), cfg)

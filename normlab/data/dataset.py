@@ -130,6 +130,8 @@ class Source:
     std_C: torch.Tensor
     val: Split | None = None
     """Where the data come with a val folder beside the test folder."""
+    notes: tuple[str, ...] = ()
+    """What a person should see before a run: a line each."""
     palette_K3: torch.Tensor | None = None
     """uint8: of masks, the colour of each class in pictures."""
 
@@ -163,6 +165,9 @@ class Dataset:
 
     palette_K3: torch.Tensor | None = None
     """uint8: of masks, the colour of each class in pictures."""
+
+    notes: tuple[str, ...] = ()
+    """What a person should see before a run: a line each."""
 
 
 def cut(source: Source, cfg: DataConfig) -> Dataset:
@@ -217,6 +222,7 @@ def cut(source: Source, cfg: DataConfig) -> Dataset:
         mean_C=source.mean_C,
         std_C=source.std_C,
         palette_K3=source.palette_K3,
+        notes=source.notes,
     )
 
 

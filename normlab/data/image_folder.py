@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -63,11 +63,11 @@ def read(cfg: ImageFolderConfig, tell: Tell) -> Source:
         )
     test = _with_labels_of(train.classes, test)
     listings = {"train": train, "test": test}
-    _describe(root, listings, tell)
     key = digest(CACHE_VERSION, train.stamp, test.stamp)
     build = partial(_build, listings=listings, size=cfg.image_size, tell=tell, name=root.name)
     read = partial(_open, listings=listings, size=cfg.image_size)
-    return cached(cfg.cache_dir, root, cfg.image_size, key, read, build)
+    source = cached(cfg.cache_dir, root, cfg.image_size, key, read, build)
+    return replace(source, notes=_describe(root, listings))
 
 
 def _list(root: Path, split: str) -> Listing:
@@ -98,23 +98,25 @@ def _with_labels_of(classes: list[str], listing: Listing) -> Listing:
     return Listing(listing.paths, [labels[label] for label in listing.labels], classes, listing.stamp)
 
 
-def _describe(root: Path, listings: dict[str, Listing], tell: Tell) -> None:
-    """Tell what was found, so that a folder that is not a class is seen before anything is trained."""
+def _describe(root: Path, listings: dict[str, Listing]) -> tuple[str, ...]:
+    """What was found, so that a folder that is not a class is seen before anything is trained."""
     classes = listings["train"].classes
     counts = {split: np.bincount(listing.labels, minlength=len(classes)) for split, listing in listings.items()}
     shown = [f"{name} {counts['train'][i]} + {counts['test'][i]}" for i, name in enumerate(classes[:SHOWN])]
     more = ["..."] if len(classes) > SHOWN else []
-    tell(
+    found = (
         f"{root}: {len(classes)} classes, {len(listings['train'].paths)} training and "
         f"{len(listings['test'].paths)} test images: {', '.join(shown + more)}"
     )
     names = {name.lower(): name for name in classes}
     pictures, masks = (sorted(names.keys() & known) for known in (OF_PICTURES, OF_MASKS))
-    if pictures and masks:
-        tell(
-            f"warning: {root} looks like pictures with masks, but {names[pictures[0]]} and {names[masks[0]]} "
-            "become two classes of images; to learn a class for each pixel choose data=mask_folder"
-        )
+    if not (pictures and masks):
+        return (found,)
+    return (
+        found,
+        f"warning: {root} looks like pictures with masks, but {names[pictures[0]]} and {names[masks[0]]} become "
+        "two classes of images; to learn a class for each pixel choose data=mask_folder",
+    )
 
 
 def _build(place: Path, *, listings: dict[str, Listing], size: int, tell: Tell, name: str) -> None:

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Tell(Protocol):
-    """Tells a person what is being read or made; of what takes long, how much of it is done."""
+    """Tells a person what is made for the first time; of a total, how much of it is done."""
 
     def __call__(self, text: str, done: int = 0, total: int = 0) -> None: ...
 
