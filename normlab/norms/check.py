@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from normlab.config import (
     ConfigError,
@@ -15,7 +16,8 @@ from normlab.config import (
 from normlab.norms.activations import find_activations
 from normlab.norms.builders import num_groups
 from normlab.norms.convert import norm_layers
-from normlab.norms.registry import find_norm
+from normlab.norms.registry import RunningStatistics, find_norm
+from normlab.norms.replace import layer_label
 from normlab.norms.sync_groups import check_sync_group_size, divisors
 from normlab.norms.weight_standardization import standardised_convolutions
 
@@ -29,7 +31,7 @@ def check_norms(
     virtual_ranks: int = 1,
 ) -> None:
     """Refuse a norm that cannot train in `model`: groups that do not divide, statistics of a single value,
-    activations that cannot be replaced.
+    activations that cannot be replaced, layers without the running statistics that it is evaluated with.
 
     The model is still built with BatchNorm, best on the meta device: one eval-mode forward tells the shape of
     each layer's input. It is left as it was. No process group is needed.
@@ -39,6 +41,8 @@ def check_norms(
     """
     entry = find_norm(norm.name)
     layers = norm_layers(model)
+    if entry.running_statistics is not RunningStatistics.none:
+        _check_running_statistics(layers, norm)
     if isinstance(norm, SyncBatchNormConfig):
         check_sync_group_size(norm.sync_group_size, ranks, virtual_ranks)
     if isinstance(norm, GroupNormConfig):
@@ -61,6 +65,16 @@ def check_norms(
                 f"norm={norm.name} with {where} leaves layer {name or 'the model itself'} one value per "
                 f"{entry.unit}, which has no variance (its input has {shape[1]} channels of {pixels}); "
                 f"{entry.remedy}."
+            )
+
+
+def _check_running_statistics(layers: dict[str, _BatchNorm], norm: NormConfig) -> None:
+    for name, layer in layers.items():
+        if layer.running_mean is None or not layer.track_running_stats:
+            raise ConfigError(
+                f"norm={norm.name} is evaluated with running statistics, and layer {layer_label(name, layer)} "
+                "keeps none (track_running_stats=False): its evaluation would depend on how samples are batched; "
+                "build the model with track_running_stats=True, or choose a norm that needs none, like norm=gn."
             )
 
 

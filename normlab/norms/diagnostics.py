@@ -70,7 +70,8 @@ def probe(
 ) -> Probe:
     """See what the norm layers `norm_names` of `model` do with all ranks' `batches`, in train mode.
 
-    The model is not touched: a twin that shares its parameters is run, with chunks as in precise_statistics.
+    The model is not touched: a twin that shares its parameters, and changes none, is run, with chunks as in
+    precise_statistics.
     Collective: every rank must call, with its own batches, of which there may be none.
     """
     twin, chunk_observers = chunked_twin(model, chunk_size)

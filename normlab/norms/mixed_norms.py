@@ -133,16 +133,18 @@ class BatchInstanceNorm(MixedNorm):
     def no_weight_decay(self) -> set[str]:
         return {"gate"}
 
-    def by_group(self, x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    def from_batch(self, x: Tensor, momentum: float) -> Tensor:
         # .data: a second forward before the backward (a shared layer) clips nothing and must not count as a
         # change of what the first one saved.
         self.gate.data.clamp_(0, 1)
-        return super().by_group(x, groups)
+        return super().from_batch(x, momentum)
 
     def scale_and_shift(
         self, instance: tuple[Tensor, Tensor], batch: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        gate_C = self.gate if self.training else self.gate.clamp(0, 1)
+        # clamp alone has no gradient at 0 and 1, where gates start and stay.
+        clipped_C = self.gate.detach().clamp(0, 1)
+        gate_C = torch.where(self.gate == clipped_C, self.gate, clipped_C)
         own_BC, batch_BC = ((var + self.eps).rsqrt() for _, var in (instance, batch))
         own_BC, batch_BC = own_BC * (1 - gate_C), batch_BC * gate_C
         return own_BC + batch_BC, -(instance[0] * own_BC + batch[0] * batch_BC)

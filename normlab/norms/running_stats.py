@@ -9,6 +9,7 @@ Statistics of all layers stand side by side in one axis N, the channels of the f
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -130,16 +131,19 @@ def precise_statistics(
 def chunked_twin(model: nn.Module, chunk_size: int) -> "tuple[nn.Module, list[_ChunkObserver]]":
     """A copy of `model` in train mode whose layers with running statistics normalise chunks by themselves.
 
-    Its parameters are the model's own; its buffers are not, and dropout is off. The observers, a layer each, add
-    up what the layers see.
+    Its parameters are the model's own; its modules and buffers are not, and dropout is off. The observers, a layer
+    each, add up what the layers see.
     """
     layers = tracking_layers(model).values()
     observers = {id(layer): _ChunkObserver(layer, chunk_size) for layer in layers}
-    for layer in layers:
-        take_over_activation(observers[id(layer)], layer)
     parameters = {id(parameter): parameter for parameter in model.parameters()}
     # What the memo holds already is put in place of a copy.
-    twin = copy.deepcopy(model, {**parameters, **observers}).train()
+    memo: dict[int, Any] = {**parameters, **observers}
+    for layer in layers:
+        take_over_activation(observers[id(layer)], layer)
+        for name, child in observers[id(layer)].named_children():  # of the layer as yet
+            setattr(observers[id(layer)], name, copy.deepcopy(child, memo))
+    twin = copy.deepcopy(model, memo).train()
     for module in twin.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.eval()  # it would draw from the generator
@@ -162,7 +166,9 @@ class _ChunkObserver(nn.Module):
 
     def __init__(self, layer: _BatchNorm, chunk_size: int) -> None:
         super().__init__()
-        self.layer, self.chunk_size = layer, chunk_size
+        self.chunk_size = chunk_size
+        # No child of this module: the twin's train() must not reach the model's own layer.
+        self.of_model = (layer,)
         like = layer.get_buffer("running_mean")
         self.sums_3C = torch.zeros(3, layer.num_features, dtype=torch.float64, device=like.device)
         self.dtype = like.dtype
@@ -178,7 +184,7 @@ class _ChunkObserver(nn.Module):
 
     def _normalised(self, x: Tensor, chunks: int, values: int) -> tuple[Tensor, Tensor, Tensor]:
         """(y, mean of each chunk (K, C), biased variance (K, C))."""
-        layer = self.layer
+        (layer,) = self.of_model
         if isinstance(layer, MixedNorm):
             return layer.by_group(x, chunks)
         mean_KC, var_KC = torch.zeros(2, chunks, x.shape[1], dtype=self.dtype, device=x.device)

@@ -65,8 +65,9 @@ def test_each_virtual_rank_is_normalised_as_a_rank_by_itself(norm, virtual_ranks
 @pytest.mark.parametrize("norm", ["batch_renorm", "switchable", "batch_instance"])
 @pytest.mark.parametrize("momentum", [0.3, None])
 def test_running_statistics_move_as_batch_norms(norm, momentum):
-    bn, layer = batch_norm(), convert_norms(batch_norm(), config(norm, momentum=momentum))
-    bn.momentum = momentum
+    bn = batch_norm()
+    bn.momentum = momentum  # None: the mean over all batches
+    layer = convert_norms(copy.deepcopy(bn), config(norm))
     for seed in range(3):
         x, _ = batch(4, seed)
         bn(x)

@@ -14,7 +14,9 @@ from normlab.config import (
     Nondivisible,
     SyncBatchNormConfig,
 )
-from normlab.norms import check_norms
+from normlab.norms import NORMS, check_norms
+from normlab.norms.registry import RunningStatistics
+from tests.norms.configs import config
 
 
 def resnet18():
@@ -53,6 +55,23 @@ def test_a_refusal_is_one_line_that_names_the_layer_and_the_fix(model, batch_siz
     with pytest.raises(ConfigError) as caught:
         check_norms(model(), (3, size, size), batch_size, ranks, norm)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("virtual_ranks", [1, 4])
+@pytest.mark.parametrize("name", NORMS)
+def test_layers_without_running_statistics_are_refused_by_norms_that_are_evaluated_with_them(name, virtual_ranks):
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8, track_running_stats=False)
+    )
+    given = (model, (3, 16, 16), 4, virtual_ranks, config(name), virtual_ranks)
+    if NORMS[name].running_statistics is RunningStatistics.none:
+        check_norms(*given)
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_norms(*given)
+    for word in (f"norm={name}", "layer 3 (BatchNorm2d)", "track_running_stats=True", "norm=gn"):
+        assert word in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -11,8 +11,9 @@ from torch import nn
 from normlab.config import GroupNormConfig
 from normlab.data.augment import normalise
 from normlab.data.order import Stream, permutation
-from normlab.norms import convert_norms, diagnostics
-from normlab.norms.running_stats import RankStatistics
+from normlab.norms import NORMS, convert_norms, diagnostics
+from normlab.norms.running_stats import RankStatistics, precise_statistics, tracking_layers
+from tests.norms.configs import config
 from tests.runs import (
     EXACT,
     SEGMENTATION,
@@ -121,6 +122,73 @@ def test_layers_of_a_norm_without_running_statistics_have_outputs_only():
     assert seen.precise is None
     y = model[:2](images).detach()
     assert seen.outputs["activation_scale"][0] == pytest.approx(float(y.square().mean().sqrt()), rel=1e-12)
+
+
+def everything(model):
+    """What could be touched: every tensor (which, its values, what is known of it), every flag, every hook."""
+
+    def of(tensor):
+        return None if tensor is None else (id(tensor), tensor.requires_grad, tensor.detach().numpy().tobytes())
+
+    def of_module(module):
+        own = {key: value for key, value in vars(module).items() if not isinstance(value, dict)}
+        tensors = module._parameters | module._buffers
+        hooks = {key: list(value.items()) for key, value in vars(module).items() if "hooks" in key}
+        gradients = {name: of(parameter.grad) for name, parameter in module.named_parameters(recurse=False)}
+        children = {name: id(child) for name, child in module.named_children()}
+        return (
+            type(module),
+            own,
+            {name: of(tensor) for name, tensor in tensors.items()},
+            hooks,
+            gradients,
+            children,
+        )
+
+    return {name: (id(module), *of_module(module)) for name, module in model.named_modules()}
+
+
+def look_at(model, x_BCHW):
+    names = list(norm_layers_of(model))
+    with torch.autocast("cpu", enabled=False) as off:
+        diagnostics.probe(model, names, [x_BCHW], 2, ranks_here(0), autocast=off)
+        if tracking_layers(model):
+            precise_statistics(model, [x_BCHW], 2, ranks_here(0), autocast=off)
+
+
+def norm_layers_of(model):
+    return {name: layer for name, layer in model.named_modules() if hasattr(layer, "eps")}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("virtual_ranks", [1, 2])
+@pytest.mark.parametrize("name", NORMS)
+def test_a_model_that_is_looked_at_is_the_same_in_every_tensor_flag_and_hook(name, virtual_ranks, training):
+    timm = pytest.importorskip("timm")
+    fused = timm.layers.BatchNormAct2d(
+        8, drop_layer=nn.Dropout, act_layer=nn.PReLU if NORMS[name].linear is None else nn.ReLU
+    )
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5)),
+        *(nn.Conv2d(8, 8, 3, bias=False), fused, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)),
+    )
+    norm = config(name, weight_standardization=True)
+    model = convert_norms(model, norm, virtual_ranks).train(training)
+    model[0].requires_grad_(False)
+    model[3].train(not training)  # a flag of its own
+    model.register_forward_pre_hook(lambda module, args: None)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+        with torch.no_grad():
+            parameter.add_(torch.randn_like(parameter))  # a gate, too, beyond [0, 1]
+    x_BCHW = torch.randn(4, 3, 9, 9)
+    before, generator = everything(model), torch.get_rng_state()
+    look_at(model, x_BCHW)
+    after = everything(model)
+    assert after.keys() == before.keys()
+    for key, state in before.items():
+        assert after[key] == state, key
+    assert torch.equal(torch.get_rng_state(), generator)
 
 
 def diagnosed(rank, overrides):
