@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +145,18 @@ def start_ranks(cfg: Config, study: str, run: Run, surroundings: Surroundings | 
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
         if failure.exitcode < 0:
-            print(f"error: rank {rank} was killed by {failure.signal_name()}", file=sys.stderr)
+            cause = f"rank {rank} was killed by {failure.signal_name()}"
+            print(f"error: {cause}", file=sys.stderr)
+            _record(run, cause)
             return 1
         if failure.exitcode == 1:
-            print(f"error: rank {rank} failed; its traceback stands above", file=sys.stderr)
+            print(f"error: rank {rank} failed; its error stands above", file=sys.stderr)
         return failure.exitcode
     return 0
+
+
+def _record(run: Run, cause: str) -> None:
+    """Write result.json for a rank that could not, where no other process trains the run by now."""
+    with suppress(ConfigError), run.lock() as free:
+        if free:
+            run.fail(cause, "", overrule=True)

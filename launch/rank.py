@@ -6,6 +6,7 @@ import traceback
 from contextlib import ExitStack, suppress
 from typing import Any
 
+from launch.failure import report_failure
 from launch.jobs import read_launch
 from launch.process import RUN_IS_BUSY, USER_ERROR, StopSignal, Surroundings, end_with_parent
 from normlab import data, distributed
@@ -62,8 +63,7 @@ def run_rank(cfg: Config, study: str, run: Run | None = None) -> int:
                     run.fail(str(error), "")
             code = USER_ERROR
         except Exception as error:
-            if not training or run is None or run.fail(f"rank {rank}: {error}", traceback.format_exc()):
-                print(f"rank {rank}:\n{traceback.format_exc()}", file=sys.stderr)
+            report_failure(error, rank, run if training else None, stop_signal)
             traceback.clear_frames(error.__traceback__)  # they hold the model
             code = 1
         distributed.leave()
@@ -141,15 +141,21 @@ def _train(run: Run, hash_here: str, dataset: Dataset, ranks: distributed.Ranks,
         raise RuntimeError(
             f"the data here, or normlab's code, are no longer those that run {run.hash} was named for"
         )
-    logger = LoggerList()
+    watchers: list[Any] = []
     if ranks.rank == 0:
         print(describe(run, len(dataset.train)), file=sys.stderr)
-        watchers: list[Any] = [FileLogger(run)]
+        watchers.append(FileLogger(run))
         if cfg.progress:
             _, total_steps = run.steps(len(dataset.train))
             watchers.append(ProgressLogger(total_steps * cfg.global_batch_size(ranks.world_size)))
-        logger = LoggerList(*watchers)
-    outcome = Trainer(run, dataset, ranks).train(logger, stop_signal)
+    logger = LoggerList(*watchers)
+    try:
+        outcome = Trainer(run, dataset, ranks).train(logger, stop_signal)
+    except BaseException:
+        for watcher in watchers:
+            with suppress(Exception):  # one that was not started, or cannot be written; it hides no first error
+                watcher.close()
+        raise
     if ranks.rank == 0:
         _end(run, outcome, logger)
     return 128 + outcome.stop_signal if outcome.status == "stopped" else 0

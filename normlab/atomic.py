@@ -19,6 +19,16 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
-    except BaseException:
+    except BaseException as error:
+        _name_file(error, path)
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def _name_file(error: BaseException, path: Path) -> None:
+    """Say in a disk's refusal to write which file it is of; torch.save raises an error of its own from it."""
+    refusal: BaseException | None = error
+    while refusal is not None and not isinstance(refusal, OSError):
+        refusal = refusal.__context__
+    if refusal is not None and refusal.filename is None:
+        refusal.filename = str(path)

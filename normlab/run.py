@@ -126,12 +126,15 @@ class Run:
         with writable(self.config.output_dir):
             yield
 
-    def fail(self, error: str, trace: str) -> bool:
+    def fail(self, error: str, trace: str, *, overrule: bool = False) -> bool:
         """Write result.json for a run that broke, unless another rank has: the others fail of its leaving.
+
+        `overrule` puts the cause in place of what they wrote.
 
         Returns whether this rank was the first.
         """
-        if self.result() is not None:
+        result = self.result()
+        if result is not None and not (overrule and result["status"] == "failed"):
             return False
         self.write_result("failed", {}, {"error": error, "traceback": trace})
         return True

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -155,7 +156,7 @@ def test_a_run_whose_output_nobody_reads_goes_on_to_its_end(options, start, tmp_
     assert result_in(tmp_path)["status"] == "finished"
 
 
-def test_a_rank_that_is_killed_takes_the_others_with_it(start):
+def test_a_rank_that_is_killed_takes_the_others_with_it_and_is_recorded_as_the_cause(start, tmp_path):
     job = start(TRAIN, *LONG, "world_size=2")
     job.wait_for_step(3)
     everyone = job.ranks()
@@ -163,7 +164,10 @@ def test_a_rank_that_is_killed_takes_the_others_with_it(start):
     os.kill(rank_processes[-1], signal.SIGKILL)
     code, _, err = job.end()
     assert code == 1, err
-    assert "was killed by SIGKILL" in err
+    (killed,) = re.findall(r"error: (rank \d was killed by SIGKILL)", err)
+    assert "Traceback" not in err
+    result = result_in(tmp_path)
+    assert (result["status"], result["error"]) == ("failed", killed)
     until(lambda: not any(map(alive, everyone)))
 
 

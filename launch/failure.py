@@ -1,0 +1,65 @@
+"""What ended a rank, in words for people."""
+
+import errno
+import os
+import re
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from normlab.run import Run
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LAUNCHER_NOTICES_WITHIN_S = 5.0
+_PEER_GONE = re.compile(r"Connection (closed|reset) by peer|remote process exited")
+"""What gloo and nccl say of a rank that has gone."""
+
+
+def report_failure(error: Exception, rank: int, run: Run | None, stop_signal: Callable[[], int]) -> None:
+    """Say what ended this rank, and record it in result.json of `run`, unless another rank was first.
+
+    Call it where the error is handled. A rank that fails of another's leaving is not the cause: it waits until who
+    watches over the ranks has seen the other one, and tells this one to stop.
+    """
+    cause, trace = f"rank {rank}: {error}", traceback.format_exc()
+    said = f"rank {rank}:\n{trace}"
+    if run is not None and (full := _no_room(error)):
+        cause = said = f"error: rank {rank}: {_what_to_do(full, run)}"
+    elif gone := _PEER_GONE.search(str(error)):
+        deadline = time.monotonic() + LAUNCHER_NOTICES_WITHIN_S
+        while not stop_signal() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        cause = f"rank {rank}: another rank has gone ({gone[0]}); its own output says why"
+        said = f"error: {cause}"
+    if run is None or run.fail(cause.removeprefix("error: "), trace):
+        print(said, file=sys.stderr)
+
+
+def _no_room(error: BaseException) -> OSError | None:
+    """The refusal of a disk that `error` comes from: torch.save raises one of its own on the way."""
+    found = (each for each in _chain(error) if isinstance(each, OSError) and each.errno in NO_ROOM)
+    return next(found, None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _what_to_do(full: OSError, run: Run) -> str:
+    file = full.filename or f"a file in {run.directory}"
+    kept = "Nothing had been saved yet; once there is room, the same command begins again."
+    if run.checkpoint_path.exists():
+        kept = f"{run.checkpoint_path} is kept; once there is room, the same command goes on from it."
+    free_mib = shutil.disk_usage(run.directory).free / 2**20
+    disk = f"{free_mib:.0f} MiB are free on the disk at {_mount_point(run.directory)}"
+    return f"{file} cannot be written: {full.strerror} ({disk}). {kept}"
+
+
+def _mount_point(path: Path) -> Path:
+    path = path.resolve()
+    return next(folder for folder in (path, *path.parents) if os.path.ismount(folder))
