@@ -1,6 +1,7 @@
 """What can be wrong with a run, found in one process before any rank trains."""
 
 import math
+import os
 
 import torch
 from torch import nn
@@ -8,7 +9,8 @@ from torch import nn
 from normlab import data
 from normlab.checkpoint import load_tensors
 from normlab.config import BatchNormConfig, Config, ConfigError, FrozenBatchNormConfig, RunningStats
-from normlab.data.dataset import Dataset, require_memory
+from normlab.data.dataset import Dataset
+from normlab.data.listing import gigabytes
 from normlab.models import build_model, on_meta
 from normlab.models.initial_weights import TRUNK, load_initial_weights
 from normlab.norms import check_norms
@@ -46,10 +48,14 @@ def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str) -> Run:
 
 def _check_memory(cfg: Config, image_shape: tuple[int, int, int]) -> None:
     """A batch alone, as bytes and as float32; what the model makes of it is not known beforehand."""
-    samples = cfg.batch_size * cfg.virtual_ranks
-    _, height, width = image_shape
-    what = f"batch_size={cfg.batch_size} with virtual_ranks={cfg.virtual_ranks} and pictures of {width}x{height}"
-    require_memory(5 * samples * math.prod(image_shape), what)
+    needed = 5 * cfg.batch_size * cfg.virtual_ranks * math.prod(image_shape)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        _, height, width = image_shape
+        raise ConfigError(
+            f"batch_size={cfg.batch_size} with virtual_ranks={cfg.virtual_ranks} and pictures of {width}x{height} "
+            f"takes {gigabytes(needed)} of the {gigabytes(there)} of memory here; lower one of them."
+        )
 
 
 def _check_precise_samples(cfg: Config, logical_ranks: int) -> None:

@@ -101,7 +101,7 @@ def _verify(place: Path) -> None:
     """
     stamp = _stamp(place)
     with suppress(OSError, RuntimeError):
-        if _note(place).read_text() == stamp:
+        if _note(place).read_bytes() == stamp.encode():
             return
     expected = json.loads((place / CHECKSUMS).read_text())
     found = _checksums(place)

@@ -1,6 +1,5 @@
 """What every source gives, and how it is cut into train, val and test."""
 
-import os
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
@@ -224,18 +223,6 @@ def cut(source: Source, cfg: DataConfig) -> Dataset:
         palette_K3=source.palette_K3,
         notes=source.notes,
     )
-
-
-def require_memory(size: int, what: str) -> None:
-    """Raises: ConfigError where so many bytes are more than this machine has."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > there:
-        raise ConfigError(f"{what} takes {gigabytes(size)} of the {gigabytes(there)} of memory here; lower it.")
-
-
-def gigabytes(size: int) -> str:
-    """Bytes for people."""
-    return f"{size / 1e9:.4g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
 class PixelMoments:

@@ -9,7 +9,6 @@ from typing import Protocol, TypeVar
 
 from normlab.config import ConfigError
 from normlab.data.cache import digest, read_or_build, user_folder
-from normlab.data.dataset import gigabytes
 from normlab.data.decode import SUFFIXES
 
 T = TypeVar("T")
@@ -65,9 +64,13 @@ def _unreadable(path: str, error: OSError) -> ConfigError:
 def file_status(path: str) -> os.stat_result:
     """Raises: ConfigError where there is no file that can be read to its end, as a pipe cannot."""
     found = status(path)
+    _require_file(path, found)
+    return found
+
+
+def _require_file(path: str, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise ConfigError(f"{path} is not a file but a folder, pipe, socket or device; remove it.")
-    return found
 
 
 def files_under(folder: str) -> list[tuple[str, int, int]]:
@@ -86,7 +89,7 @@ def files_under(folder: str) -> list[tuple[str, int, int]]:
             if stat.S_ISDIR(entry.st_mode):
                 left.append((path, [*above, (here.st_dev, here.st_ino)]))
             elif path.lower().endswith(SUFFIXES):
-                file_status(path)
+                _require_file(path, entry)
                 found.append((path, entry.st_size, entry.st_mtime_ns))
     return found
 
@@ -127,3 +130,8 @@ def announce(place: Path, what: str, size: int, tell: Tell) -> None:
             f"the pixels of {what} take {gigabytes(size)}, and {gigabytes(free)} are free at {place.parent}; "
             "lower data.image_size, or choose a data.cache_dir with more room."
         )
+
+
+def gigabytes(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 1e9:.4g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

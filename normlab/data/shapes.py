@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from normlab.config import ShapesConfig
-from normlab.data.dataset import LabelledImages, PixelMoments, Source, require_memory
+from normlab.data.dataset import LabelledImages, PixelMoments, Source
 from normlab.data.order import Stream, random_words
 
 VERSION = 1
@@ -224,12 +224,7 @@ def draw(count: int, stream: Stream) -> LabelledImages:
 
 
 def read(cfg: ShapesConfig) -> Source:
-    """cfg.num_train and cfg.num_test pictures, the same in every process; more begin with fewer.
-
-    Raises: ConfigError where they do not fit into memory.
-    """
-    count = cfg.num_train + cfg.num_test
-    require_memory(count * 3 * SIDE * SIDE, f"data.num_train={cfg.num_train} and data.num_test={cfg.num_test}")
+    """cfg.num_train and cfg.num_test pictures, the same in every process; more begin with fewer."""
     train = draw(cfg.num_train, Stream.shapes_train)
     moments = PixelMoments()
     moments.add(train.images_BHWC.numpy())

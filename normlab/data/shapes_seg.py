@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from normlab.config import ShapesSegConfig
-from normlab.data.dataset import IGNORED, MaskedImages, PixelMoments, Source, require_memory
+from normlab.data.dataset import IGNORED, MaskedImages, PixelMoments, Source
 from normlab.data.masks import palette
 from normlab.data.order import Stream, random_words
 from normlab.data.shapes import SHAPES, Dice, coverage, differing, ground, local_frame, paint, to_uint8
@@ -66,12 +66,7 @@ def draw(count: int, stream: Stream) -> MaskedImages:
 
 
 def read(cfg: ShapesSegConfig) -> Source:
-    """cfg.num_train and cfg.num_test pictures, the same in every process; more begin with fewer.
-
-    Raises: ConfigError where they do not fit into memory.
-    """
-    count = cfg.num_train + cfg.num_test
-    require_memory(count * 4 * SIDE * SIDE, f"data.num_train={cfg.num_train} and data.num_test={cfg.num_test}")
+    """cfg.num_train and cfg.num_test pictures, the same in every process; more begin with fewer."""
     train = draw(cfg.num_train, Stream.shapes_seg_train)
     moments = PixelMoments()
     moments.add(train.pixels.view(-1, 3).numpy())

@@ -88,6 +88,14 @@ def test_each_user_and_machine_verifies_a_shared_cache(load, read, tmp_path, mon
     assert load.built == 1
 
 
+def test_a_damaged_note_of_what_was_verified_costs_a_look_and_no_build(load, read, own_cache):
+    load()
+    [note] = (own_cache / "normlab/verified").iterdir()
+    note.write_bytes(b"\xff\xfe")
+    load()
+    assert (len(read), load.built) == (2, 1)
+
+
 @pytest.mark.parametrize("checksums", ["", "[]", "{}", None])
 def test_a_cache_without_its_checksums_is_made_anew(load, folder, checksums):
     load()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from normlab.config import ConfigError, ShapesConfig
+from normlab.config import ShapesConfig
 from normlab.data import load, shapes
 from normlab.data.order import Stream
 
@@ -77,10 +77,3 @@ def test_paint_lays_the_colour_where_the_share_says():
     np.testing.assert_allclose(images[0, :, 0, 0], [0.2, 0.4, 0.6])
     np.testing.assert_allclose(images[0, :, 0, 1], [0.1, 0.2, 0.3])
     assert images[0, :, 1:].sum() == 0
-
-
-def test_more_pictures_than_memory_holds_are_refused_before_one_is_drawn():
-    with pytest.raises(
-        ConfigError, match=r"data\.num_train=1000000000000 and .* takes .* GB of memory here; lower it"
-    ):
-        load(ShapesConfig(num_train=10**12))

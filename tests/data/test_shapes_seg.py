@@ -1,10 +1,9 @@
 """The embedded segmentation data: pictures with several shapes, the same in every process."""
 
 import numpy as np
-import pytest
 import torch
 
-from normlab.config import ConfigError, ShapesSegConfig
+from normlab.config import ShapesSegConfig
 from normlab.data import load, shapes_seg
 from normlab.data.dataset import IGNORED
 from normlab.data.order import Stream
@@ -49,10 +48,3 @@ def test_pictures_do_not_change_between_versions():
 
 PINNED = (3569180, 133218)
 """Sums of the pixels and labels of the first two pictures: raise shapes_seg.VERSION when they change."""
-
-
-def test_more_pictures_than_memory_holds_are_refused_before_one_is_drawn():
-    with pytest.raises(
-        ConfigError, match=r"data\.num_train=1000000000000 and .* takes .* GB of memory here; lower it"
-    ):
-        load(ShapesSegConfig(num_train=10**12))
