@@ -21,6 +21,7 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from omegaconf import DictConfig
 
 from launch.environment import rank_environment
+from normlab import run_files
 from normlab.atomic import atomic_write
 from normlab.config import Config, ConfigError, DataConfig, plain, to_typed
 from normlab.run import Run, writable
@@ -242,8 +243,5 @@ def announce(run: Run, launch: Mapping[str, Any]) -> None:
 
 
 def read_launch(run: Run) -> dict[str, Any] | None:
-    """launch.json; None for a run that no launcher started."""
-    try:
-        return json.loads((run.directory / "launch.json").read_text())
-    except FileNotFoundError:
-        return None
+    """launch.json; None for a run that no launcher started, or whose launch.json is damaged."""
+    return run_files.read_launch(run.directory)[0]

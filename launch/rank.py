@@ -7,7 +7,6 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 from launch.failure import report_failure
-from launch.jobs import read_launch
 from launch.process import RUN_IS_BUSY, USER_ERROR, StopSignal, Surroundings, end_with_parent
 from normlab import data, distributed
 from normlab.config import Config, ConfigError
@@ -16,6 +15,7 @@ from normlab.logger import FileLogger, LoggerList
 from normlab.preflight import plan
 from normlab.progress import ProgressLogger
 from normlab.run import Run, name_run
+from normlab.run_files import read_launch, read_result
 from normlab.trainer import Outcome, Trainer
 
 
@@ -36,7 +36,7 @@ def run_rank(cfg: Config, study: str, run: Run | None = None) -> int:
     Collective: every rank must call.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    training = False
+    claimed = ""
 
     def prepare_here() -> tuple[Dataset, Run]:
         dataset = load(cfg)
@@ -50,20 +50,19 @@ def run_rank(cfg: Config, study: str, run: Run | None = None) -> int:
             ranks, (dataset, here) = distributed.join(cfg.device, prepare_here)
             given = run
             run, claimed = ranks.on_rank0(lambda: claim(given or here, held))
-            training = claimed == "train"
             code = RUN_IS_BUSY if claimed == "busy" else 0
-            if training:
+            if claimed == "train":
                 code = _train(run, here.hash, dataset, ranks, stop_signal)
         except ConfigError as error:
             # Every rank has the same error, so one of them says it.
             if rank == 0:
                 print(f"error: {error}", file=sys.stderr)
-                if training or (run is not None and _lock(run, held)):
+                if claimed == "train" or (run is not None and _lock(run, held)):
                     assert run is not None
                     run.fail(str(error), "")
             code = USER_ERROR
         except Exception as error:
-            report_failure(error, rank, run if training else None, stop_signal)
+            report_failure(error, rank, run if claimed == "train" else None, stop_signal)
             traceback.clear_frames(error.__traceback__)  # they hold the model
             code = 1
         distributed.leave()
@@ -100,20 +99,24 @@ def claim(run: Run, held: ExitStack) -> tuple[Run, str]:
         return run, "busy"
     if ended(run):  # while we waited for the lock
         return run, "ended"
-    run.create()
+    if problem := read_result(run.directory)[1]:
+        print(f"warning: {run.directory}: {problem}; training it again, from its checkpoint", file=sys.stderr)
+    run.forget_failure()
     return run, "train"
 
 
 def _lock(run: Run, held: ExitStack) -> bool:
     """Take the lock of a run that nothing has come of yet, to say so in its result; False where that cannot be."""
     with suppress(ConfigError):
-        return held.enter_context(run.lock())
+        if held.enter_context(run.lock()):
+            run.forget_failure()
+            return True
     return False
 
 
 def ended(run: Run) -> bool:
     """Whether the run has ended before and is not to start over; says so, and shows what came of it."""
-    if run.config.rerun or not run.ended():
+    if not run.ended():
         return False
     print("This run has ended before; rerun=true starts it over.", file=sys.stderr)
     report(run)
@@ -150,7 +153,9 @@ def _train(run: Run, hash_here: str, dataset: Dataset, ranks: distributed.Ranks,
             watchers.append(ProgressLogger(total_steps * cfg.global_batch_size(ranks.world_size)))
     logger = LoggerList(*watchers)
     try:
-        outcome = Trainer(run, dataset, ranks).train(logger, stop_signal)
+        trainer = Trainer(run, dataset, ranks)
+        ranks.on_rank0(run.create)
+        outcome = trainer.train(logger, stop_signal)
     except BaseException:
         for watcher in watchers:
             with suppress(Exception):  # one that was not started, or cannot be written; it hides no first error
@@ -166,7 +171,9 @@ def _end(run: Run, outcome: Outcome, logger: LoggerList) -> None:
     if outcome.status == "stopped":
         print(f"stopped; the same command goes on from {run.checkpoint_path}", file=sys.stderr)
         return
-    launch = read_launch(run)
+    launch, problem = read_launch(run.directory)
+    if problem:
+        print(f"warning: {problem}; {run.directory}/result.json will not hold it", file=sys.stderr)
     run.write_result(outcome.status, outcome.metrics, outcome.measured | ({"launch": launch} if launch else {}))
     report(run)
 

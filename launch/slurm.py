@@ -5,7 +5,7 @@ import sys
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +77,7 @@ def submit(jobs: Sequence[Job], config: SlurmConfig) -> tuple[list[Submitted], l
             launch = read_launch(job.run)
             if launch and job_of(launch, queue):
                 submitted.append(Submitted(job, launch["job_id"], Path(launch["logs"]), new=False))
-            elif _make_ready(job):
+            elif _is_free(job):
                 arrays[geometries[id(job)], job.study].append(job)
             else:
                 busy.append(Ended(job, "skipped", "another process is training it"))
@@ -88,13 +88,10 @@ def submit(jobs: Sequence[Job], config: SlurmConfig) -> tuple[list[Submitted], l
     return submitted, busy
 
 
-def _make_ready(job: Job) -> bool:
-    """Make the run's directory, and delete there what `rerun` does, unless another process trains it now."""
-    with ExitStack() as held:
-        mine = held.enter_context(job.run.lock())
-        if mine:
-            job.run.create()
-    return mine
+def _is_free(job: Job) -> bool:
+    """Whether no other process trains the run now. What `rerun` deletes is deleted by the job, when it begins."""
+    with job.run.lock() as free:
+        return free
 
 
 def _submit_array(

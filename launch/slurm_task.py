@@ -96,6 +96,5 @@ def task_of(run: Run, study: str, code: Code, *, max_requeues: int, threads: int
 
     The number of cores it sees will not do: where SLURM binds each task, they are already one rank's share.
     """
-    # What `rerun` deletes is deleted at submission: a job that is requeued must not start over.
-    config = replace(run.config, rerun=False, threads=run.config.threads or threads)
+    config = replace(run.config, threads=run.config.threads or threads)
     return SlurmTask(replace(run, config=config), study, code, max_requeues)

@@ -93,8 +93,6 @@ def run_jobs(
 
 def start(job: Job, share: Share) -> ForkServerProcess:
     """Begin a job in a process of its own, forked from the fork server; its output goes to log.txt."""
-    if job.run.config.rerun:
-        job.run.log_path.unlink(missing_ok=True)
     run = replace(job.run, config=replace(job.run.config, threads=share.threads))
     surroundings = Surroundings(job.run.log_path.absolute(), share.cuda_visible_devices)
     process = multiprocessing.get_context("forkserver").Process(

@@ -1,35 +1,109 @@
-"""Atomic save and verified load of a run's state."""
+"""Atomic save and verified load of a run's state; the checkpoint before the newest is kept beside it."""
 
 import pickle
+import sys
 import zipfile
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from normlab.atomic import atomic_write
 from normlab.config import ConfigError
 
-FORMAT = 1
+FORMAT = 2
+FIX = "delete it, or start over with rerun=true"
+
+
+class Damaged(ConfigError):
+    """A file that does not hold what was saved."""
+
+    def __init__(self, path: Path, reason: str, fix: str = FIX) -> None:
+        super().__init__(f"{path} is damaged ({reason}); {fix}.")
+        self.reason = reason
+
+
+def former(path: Path) -> Path:
+    """Where the checkpoint before that at `path` is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors, numbers, strings, and containers of them); a reader sees the old file or the new."""
-    with atomic_write(path, "wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
+    """Write `state` (tensors, numbers, strings, and containers of them); a reader sees the old file or the new.
+
+    The old one stays as `former(path)`.
+    """
+    state = {"format": FORMAT, **state}
+    with atomic_write(path, "wb", former=former(path)) as file:
+        torch.save({**state, "checksum": _checksum(state)}, file)
+
+
+def recover(path: Path) -> bool:
+    """Leave a whole checkpoint at `path`: where it is damaged, say so, and put the one before in its place.
+
+    Returns whether there is one. Raises: ConfigError where none that is there is whole.
+    """
+    try:
+        load(path)
+        return True
+    except FileNotFoundError:  # a crash on a file system that has no hard links
+        if not former(path).exists():
+            return False
+        problem = "missing"
+    except Damaged as error:
+        if not former(path).exists():
+            raise
+        problem = f"damaged ({error.reason})"
+    load(former(path))
+    former(path).replace(path)
+    print(f"warning: {path} was {problem}; going on from the checkpoint before it", file=sys.stderr)
+    return True
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, every byte checked against its CRC and nothing unpickled but tensors.
+    """Read a checkpoint onto the CPU, its content checked against its checksum, nothing unpickled but tensors.
 
-    Raises: ConfigError for a damaged file, or one of another format.
+    Raises: FileNotFoundError; Damaged; ConfigError for a file of another format.
     """
-    state = _verified(path, "delete it, or start over with rerun=true")
+    state = _verified(path, FIX)
     if state.get("format") != FORMAT:
         raise ConfigError(
             f"{path} has format {state.get('format')}, this normlab reads {FORMAT}; start over with rerun=true."
         )
+    if state.pop("checksum", None) != _checksum(state):
+        raise Damaged(path, "its checksum is another")
     return state
+
+
+def check(path: Path, state: Mapping[str, Any], run_hash: str, total_steps: int, model: nn.Module) -> None:
+    """Raises: ConfigError where `state` is not what the run of this hash, length and `model` saves."""
+    shapes = {name: tensor.shape for name, tensor in state["model"].items()}
+    if state["hash"] != run_hash:
+        problem = f"it was saved by run {state['hash']}"
+    elif not 0 < state["step"] <= total_steps:
+        problem = f"it was saved after step {state['step']} of a run of {total_steps}"
+    elif any(shapes.get(name) != parameter.shape for name, parameter in model.named_parameters()):
+        problem = "its parameters have other names or shapes"
+    else:
+        return
+    raise ConfigError(f"{path} is not this run's ({problem}); {FIX}.")
+
+
+def _checksum(value: Any, start: int = 0) -> int:
+    """CRC-32 of all values and names: a file that was written anew with one of them changed is found as well."""
+    if isinstance(value, torch.Tensor):
+        start = zlib.crc32(f"{value.dtype}{tuple(value.shape)}".encode(), start)
+        content: Any = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        return zlib.crc32(content, start)
+    if not isinstance(value, dict | list | tuple):
+        return zlib.crc32(f"{value!r} ".encode(), start)
+    start = zlib.crc32(f"{len(value)} in ".encode(), start)
+    for part in value.items() if isinstance(value, dict) else value:
+        start = _checksum(part, start)
+    return start
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -57,9 +131,12 @@ def _verified(path: Path, fix: str) -> Any:
         if damaged:
             raise zipfile.BadZipFile(f"bad checksum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); {fix}.") from None
     except (zipfile.BadZipFile, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"{path} is damaged ({reason}); {fix}.") from None
+        raise Damaged(path, next(iter(str(error).splitlines()), type(error).__name__), fix) from None
     if not isinstance(state, dict):
         raise ConfigError(f"{path} holds a {type(state).__name__} and no state; {fix}.")
     return state

@@ -2,23 +2,27 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from normlab.atomic import atomic_write
-from normlab.config import plain
+from normlab.atomic import atomic_write, sync
+from normlab.config import ConfigError, plain
 from normlab.run import Run
+from normlab.run_files import read_points
 
 
 class Logger(Protocol):
     """One of those who watch a run. The trainer calls each in the same way, on every rank."""
 
-    def start(self, step: int, samples_seen: int) -> None:
-        """Begin, or go on from a checkpoint: what was recorded after it is forgotten."""
+    def start(self, step: int, samples_seen: int, logged: Mapping[str, int]) -> None:
+        """Begin, or go on from a checkpoint: what was recorded after it, beyond what was `logged`, goes."""
 
     def log(self, step: int, samples_seen: int, epoch: float, metrics: dict[str, float]) -> None:
         """Record one point, its metrics under TensorBoard's tags."""
@@ -35,8 +39,10 @@ class Logger(Protocol):
     def histogram(self, samples_seen: int, name: str, values: Sequence[float]) -> None:
         """Keep how `values` are distributed."""
 
-    def flush(self) -> None:
-        """Make what was logged safe, before a checkpoint says that it happened."""
+    def flush(self) -> dict[str, int]:
+        """Have what was logged on disk, before a checkpoint says that it happened. Returns how much that is, by
+        file: the checkpoint keeps it for `start`.
+        """
 
     def close(self, final: dict[str, float] | None = None) -> None:
         """End; a run that finished gives its final metrics."""
@@ -48,9 +54,9 @@ class LoggerList:
     def __init__(self, *loggers: Logger) -> None:
         self._loggers = loggers
 
-    def start(self, step: int, samples_seen: int) -> None:
+    def start(self, step: int, samples_seen: int, logged: Mapping[str, int]) -> None:
         for logger in self._loggers:
-            logger.start(step, samples_seen)
+            logger.start(step, samples_seen, logged)
 
     def log(self, step: int, samples_seen: int, epoch: float, metrics: dict[str, float]) -> None:
         for logger in self._loggers:
@@ -72,9 +78,8 @@ class LoggerList:
         for logger in self._loggers:
             logger.histogram(samples_seen, name, values)
 
-    def flush(self) -> None:
-        for logger in self._loggers:
-            logger.flush()
+    def flush(self) -> dict[str, int]:
+        return {name: size for logger in self._loggers for name, size in logger.flush().items()}
 
     def close(self, final: dict[str, float] | None = None) -> None:
         for logger in self._loggers:
@@ -82,28 +87,64 @@ class LoggerList:
 
 
 class FileLogger:
-    """metrics.jsonl and TensorBoard events in the run's directory."""
+    """metrics.jsonl and TensorBoard events in the run's directory.
+
+    `logged` counts the points of metrics.jsonl and the bytes of each file of events. To forget what came later
+    cuts at them, and takes nothing else from disk at any moment; so a run may be killed at any time, and again
+    while it starts.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    def start(self, step: int, samples_seen: int) -> None:
-        kept = b""
-        if step and self._run.metrics_path.exists():
-            lines = self._run.metrics_path.read_bytes().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith(b"\n")]
-            kept = b"".join(line for line in whole if json.loads(line)["step"] <= step)
-        if not step:  # killed before its first checkpoint
-            for events in self._run.directory.glob("events.out.tfevents.*"):
+    def start(self, step: int, samples_seen: int, logged: Mapping[str, int]) -> None:
+        self._fresh = not logged
+        self._cut_points(logged.get(self._run.metrics_path.name, 0))
+        for events in self._events():
+            if events.name not in logged:
                 events.unlink()
-        self._lines = self._run.metrics_path.open("wb")
-        self._lines.write(kept)
-        self._writer = SummaryWriter(str(self._run.directory), purge_step=samples_seen + 1 if step else None)
+            elif events.stat().st_size > logged[events.name]:
+                os.truncate(events, logged[events.name])
+        there = {path.name: path.stat().st_size for path in self._events()} | {"metrics.jsonl": self._points}
+        for name, size in logged.items():
+            if there.get(name, 0) < size:
+                print(
+                    f"warning: {self._run.directory / name} lost what was logged before step {step}",
+                    file=sys.stderr,
+                )
+        self._lines = self._run.metrics_path.open("ab")
+        # Of no use to who reads the files from now on; TensorBoard may have read what was cut.
+        self._writer = SummaryWriter(str(self._run.directory), purge_step=samples_seen + 1 if logged else None)
+
+    def _events(self) -> list[Path]:
+        return list(self._run.directory.glob("events.out.tfevents.*"))
+
+    def _cut_points(self, number: int) -> None:
+        """Leave the first `number` points in metrics.jsonl, and nothing else.
+
+        Raises: ConfigError where it cannot be read.
+        """
+        path = self._run.metrics_path
+        try:
+            held = path.read_bytes()
+        except FileNotFoundError:
+            held = b""
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be read ({error.strerror}); delete it, or start over with rerun=true."
+            ) from None
+        points = read_points(held.split(b"\n")[:-1])[0][:number]
+        self._points = len(points)
+        kept = b"".join(_line(point) for point in points)
+        if kept != held:
+            with atomic_write(path, "wb") as file:
+                file.write(kept)
 
     def log(self, step: int, samples_seen: int, epoch: float, metrics: dict[str, float]) -> None:
         finite = {tag: value if math.isfinite(value) else None for tag, value in metrics.items()}
         point = {"step": step, "samples_seen": samples_seen, "epoch": epoch, **finite}
-        self._lines.write(json.dumps(point).encode() + b"\n")
+        self._lines.write(_line(point))
+        self._points += 1
         self._lines.flush()  # `launch.status` and the table of a sweep read along
         for tag, value in {**metrics, "epoch": epoch}.items():
             self._writer.add_scalar(tag, value, samples_seen)
@@ -114,7 +155,8 @@ class FileLogger:
     def document(self, name: str, text: str) -> None:
         with atomic_write(self._run.directory / f"{name}.md") as file:
             file.write(text)
-        self._writer.add_text(name, text)
+        if self._fresh:
+            self._writer.add_text(name, text)
 
     def picture(self, samples_seen: int, name: str, draw: Callable[[], np.ndarray]) -> None:
         self._writer.add_image(name, draw(), samples_seen, dataformats="HWC")
@@ -125,9 +167,13 @@ class FileLogger:
             # TensorBoard's bins end below 1e20, and it refuses values that all lie beyond them.
             self._writer.add_histogram(name, np.clip(finite, -1e19, 1e19), samples_seen)
 
-    def flush(self) -> None:
-        self._lines.flush()
+    def flush(self) -> dict[str, int]:
+        os.fsync(self._lines.fileno())
         self._writer.flush()
+        events = self._events()
+        for path in events:
+            sync(path)
+        return {path.name: path.stat().st_size for path in events} | {self._run.metrics_path.name: self._points}
 
     def close(self, final: dict[str, float] | None = None) -> None:
         if final:
@@ -138,6 +184,10 @@ class FileLogger:
                 self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
         self._writer.close()
         self._lines.close()
+
+
+def _line(point: dict[str, Any]) -> bytes:
+    return json.dumps(point).encode() + b"\n"
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from rich.console import Console
@@ -29,7 +29,7 @@ class ProgressLogger:
             disable=not self._console.is_terminal,
         )
 
-    def start(self, step: int, samples_seen: int) -> None:
+    def start(self, step: int, samples_seen: int, logged: Mapping[str, int]) -> None:
         self._first = samples_seen
         self._began = time.monotonic()
         self._task = self._bar.add_task("", total=self._total, completed=samples_seen)
@@ -84,8 +84,8 @@ class ProgressLogger:
     def histogram(self, samples_seen: int, name: str, values: Sequence[float]) -> None:
         pass
 
-    def flush(self) -> None:
-        pass
+    def flush(self) -> dict[str, int]:
+        return {}
 
     def close(self, final: dict[str, float] | None = None) -> None:
         self._bar.stop()

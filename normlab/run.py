@@ -3,7 +3,10 @@
 import errno
 import hashlib
 import json
+import os
 import shutil
+import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -13,8 +16,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from normlab.atomic import atomic_write
+from normlab.atomic import atomic_write, remove_unfinished
 from normlab.config import Config, ConfigError, identity, plain
+from normlab.run_files import read_result
 
 RESULTS_VERSION = 2
 """Raised whenever the harness changes so that the same configuration gives another result."""
@@ -31,6 +35,9 @@ class Run:
     config: Config
     directory: Path
     hash: str
+    attempt: str = ""
+    """Of a run that is to start over: names the command that asked for it. Once it has begun for that command it
+    goes on, in a job that is requeued for example."""
 
     @property
     def checkpoint_path(self) -> Path:
@@ -73,12 +80,20 @@ class Run:
             )
         return steps_per_epoch, total
 
-    def result(self) -> dict[str, Any] | None:
-        """result.json, or None where the run has not ended."""
+    @property
+    def starts_over(self) -> bool:
+        """Whether what its directory holds is of an earlier command, and goes when this one begins to train."""
+        return bool(self.attempt) and self.attempt != self._attempt_there()
+
+    def _attempt_there(self) -> str:
         try:
-            return json.loads((self.directory / "result.json").read_text())
-        except FileNotFoundError:
-            return None
+            return (self.directory / "attempt").read_text(errors="replace")
+        except OSError:
+            return ""
+
+    def result(self) -> dict[str, Any] | None:
+        """result.json; None where the run has not ended, is to start over, or its result cannot be read."""
+        return None if self.starts_over else read_result(self.directory)[0]
 
     def ended(self) -> bool:
         """Whether there is nothing left to train: diverging is a result, failing is not."""
@@ -104,22 +119,42 @@ class Run:
         finally:
             lock.release()
 
+    def forget_failure(self) -> None:
+        """With the lock held: remove the result of an attempt that failed, so that `fail` knows the first rank.
+
+        Raises: ConfigError where it cannot be removed.
+        """
+        result = self.result()
+        if result is not None and result["status"] == "failed":
+            with self._writable():
+                (self.directory / "result.json").unlink()
+
     def create(self) -> None:
-        """Make the directory, with config.yaml in it; `rerun` empties it first.
+        """With the lock held, about to train: make the directory, with config.yaml in it; empty it to start over.
 
         Raises: ConfigError where it cannot be written.
         """
         with self._writable():
             self.directory.mkdir(parents=True, exist_ok=True)
-            if self.config.rerun:
-                for path in self.directory.iterdir():
-                    if path.is_dir():
-                        shutil.rmtree(path)
-                    elif path.name not in OF_THE_LAUNCHER:
-                        path.unlink()
-            (self.directory / "result.json").unlink(missing_ok=True)  # of an attempt that failed
+            remove_unfinished(self.directory, written_by_others="launch.json")
+            # First, so that no half-emptied directory reads as that of a run that has ended.
+            (self.directory / "result.json").unlink(missing_ok=True)
+            if self.starts_over:
+                self._empty()
             with atomic_write(self.directory / "config.yaml") as file:
                 file.write(OmegaConf.to_yaml(OmegaConf.create(plain(self.config))))
+
+    def _empty(self) -> None:
+        # What could be gone on from first, since it counts on the rest.
+        for path in sorted(self.directory.iterdir(), key=lambda path: path.suffix != ".pt"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in OF_THE_LAUNCHER:
+                path.unlink()
+        if self.log_path.exists() and not self.log_path.is_symlink():
+            os.truncate(self.log_path, 0)  # its writer, which may be this process, appends
+        with atomic_write(self.directory / "attempt") as file:
+            file.write(self.attempt)
 
     @contextmanager
     def _writable(self) -> Iterator[None]:
@@ -129,14 +164,17 @@ class Run:
     def fail(self, error: str, trace: str, *, overrule: bool = False) -> bool:
         """Write result.json for a run that broke, unless another rank has: the others fail of its leaving.
 
-        `overrule` puts the cause in place of what they wrote.
-
-        Returns whether this rank was the first.
+        `overrule` puts the cause in place of what they wrote. What is there of a run that was to start over, and
+        has not begun to, stays. Returns whether this rank was the first.
         """
         result = self.result()
         if result is not None and not (overrule and result["status"] == "failed"):
-            return False
-        self.write_result("failed", {}, {"error": error, "traceback": trace})
+            return result["status"] != "failed"
+        if not self.starts_over:
+            try:
+                self.write_result("failed", {}, {"error": error, "traceback": trace})
+            except OSError as problem:  # what is to be recorded must still be said
+                print(f"warning: {self.directory}/result.json cannot be written: {problem}", file=sys.stderr)
         return True
 
     def write_result(
@@ -167,7 +205,7 @@ class Run:
             **(measured or {}),
         }
         with atomic_write(self.directory / "result.json") as file:
-            json.dump(result, file, indent=2)
+            json.dump(result, file, indent=2, allow_nan=False)
             file.write("\n")
         return result
 
@@ -216,4 +254,4 @@ def name_run(cfg: Config, *, world_size: int, study: str, data_fingerprint: str)
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     ranks = f"w{world_size}" + f"v{cfg.virtual_ranks}" * (cfg.virtual_ranks > 1)
     name = f"{cfg.norm.name}-b{cfg.batch_size}-{ranks}-{cfg.model.name}-{cfg.data.name}-s{cfg.seed}-{digest}"
-    return Run(cfg, Path(cfg.output_dir) / study / name, digest)
+    return Run(cfg, Path(cfg.output_dir) / study / name, digest, uuid.uuid4().hex if cfg.rerun else "")

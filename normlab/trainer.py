@@ -124,8 +124,8 @@ class Trainer:
         with the same parameters bit for bit (same ranks, same threads, CPU).
         """
         self._warm_up()
-        step = self._restore(logger)
-        logger.start(step, step * self.global_batch_size)
+        step, logged = self._restore(logger)
+        self.ranks.on_rank0(lambda: logger.start(step, step * self.global_batch_size, logged))
         logger.document("norms", format_report(self.norms))
         if self.initial_weights is not None:
             logger.document("initial_weights", self.initial_weights)
@@ -317,13 +317,14 @@ class Trainer:
         self._update_policy(step)
         own = [t.detach().to(torch.float64).flatten() for t in self._rank_state()]
         rank_state = self.ranks.gather(torch.cat(own))
-        logger.flush()
+        logged = logger.flush()
         if self.ranks.rank == 0:
             checkpoint.save(
                 self.run.checkpoint_path,
                 {
                     "hash": self.run.hash,
                     "step": step,
+                    "logged": logged,
                     "model": self._exported(),
                     "rank_state": rank_state.cpu(),
                     "optimizer": self.optimizer.state_dict(),
@@ -344,11 +345,16 @@ class Trainer:
             for key, tensor in self.module.state_dict(keep_vars=True).items()
         }
 
-    def _restore(self, logger: Logger) -> int:
-        """The step to go on from; 0 without a checkpoint."""
-        if not self.ranks.on_rank0(self.run.checkpoint_path.exists):
-            return 0
-        state = checkpoint.load(self.run.checkpoint_path)
+    def _restore(self, logger: Logger) -> tuple[int, dict[str, int]]:
+        """The step to go on from and what was logged up to it; 0 and nothing without a checkpoint.
+
+        Collective: every rank must call. Raises: ConfigError for a checkpoint that is damaged, or not this run's.
+        """
+        path = self.run.checkpoint_path
+        if not self.ranks.on_rank0(lambda: checkpoint.recover(path)):
+            return 0, {}
+        state = checkpoint.load(path)
+        checkpoint.check(path, state, self.run.hash, self.total_steps, self.module)
         with torch.no_grad():
             for name, parameter in self.module.named_parameters():
                 parameter.copy_(state["model"][name])
@@ -365,7 +371,7 @@ class Trainer:
                 f"warning: saved with threads={state['threads']}, resumed with {self.threads}: "
                 "the result will not be bitwise that of an undisturbed run"
             )
-        return state["step"]
+        return state["step"], state["logged"]
 
     def _rank_state(self) -> list[torch.Tensor]:
         """What differs over ranks: their buffers (a float64 holds each value exactly) and unlogged sums."""

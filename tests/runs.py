@@ -46,7 +46,7 @@ class Recorder:
         self.pictures: dict[str, Any] = {}
         self.histograms: list[tuple[int, str, list[float]]] = []
 
-    def start(self, step: int, samples_seen: int) -> None:
+    def start(self, step: int, samples_seen: int, logged: dict[str, int]) -> None:
         self.points.clear()
 
     def log(self, step: int, samples_seen: int, epoch: float, metrics: dict[str, float]) -> None:
@@ -64,8 +64,8 @@ class Recorder:
     def histogram(self, samples_seen: int, name: str, values: Any) -> None:
         self.histograms.append((samples_seen, name, list(values)))
 
-    def flush(self) -> None:
-        pass
+    def flush(self) -> dict[str, int]:
+        return {}
 
     def close(self, final: dict[str, float] | None = None) -> None:
         pass

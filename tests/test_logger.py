@@ -8,6 +8,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from normlab.config import ConfigError
 from normlab.logger import FileLogger
 from normlab.progress import ProgressLogger
 from tests.runs import TINY, StopAt, build, directory_of
@@ -73,7 +74,7 @@ def test_values_beyond_tensorboards_bins_are_kept_at_its_last(tmp_path):
     run = directory_of([*TINY, f"output_dir={tmp_path}"], 1)
     run.create()
     logger = FileLogger(run)
-    logger.start(0, 0)
+    logger.start(0, 0, {})
     logger.histogram(16, "layers/norm/activation_scale", [1e30, 1e300, float("inf")])
     logger.close()
     events, _ = read(run.directory)
@@ -101,24 +102,73 @@ def test_a_resumed_run_has_the_curves_of_an_undisturbed_one(cut_and_straight):
         assert values[0] == values[1], tag
 
 
-def test_points_after_the_checkpoint_are_forgotten(cut_and_straight, tmp_path):
-    """As after a kill: lines were written that no checkpoint knows of, the last one only half."""
+def test_a_text_is_read_once_however_often_a_run_went_on(cut_and_straight):
+    texts = [read(directory)[0].Tensors("norms/text_summary") for directory, _ in cut_and_straight]
+    assert [len(text) for text in texts] == [1, 1]
+    assert texts[0][0].tensor_proto == texts[1][0].tensor_proto
+
+
+def logged_twice(tmp_path):
+    """A run that logged two points before its checkpoint, and one after it."""
     run = directory_of([*TINY, f"output_dir={tmp_path}"], 1)
     run.create()
     logger = FileLogger(run)
-    logger.start(0, 0)
-    for step in (1, 2, 3):
+    logger.start(0, 0, {})
+    for step in (1, 2):
         logger.log(step, 10 * step, 0.0, {"train/loss": float(step)})
+    logged = logger.flush()
+    logger.log(3, 30, 0.0, {"train/loss": 3.0, "val/loss": 3.0})
     logger.close()
+    return run, logged
+
+
+def losses(run):
+    return [json.loads(line)["train/loss"] for line in run.metrics_path.read_text().splitlines()]
+
+
+def test_points_before_the_checkpoint_are_on_disk_before_the_next_is_logged(tmp_path):
+    run, logged = logged_twice(tmp_path)
+    logger = FileLogger(run)
+    logger.start(2, 20, logged)
+    assert losses(run) == [1.0, 2.0]
+    logger.close()
+
+
+def test_points_that_are_lost_or_damaged_are_said_and_the_run_goes_on(tmp_path, capsys):
+    run, logged = logged_twice(tmp_path)
+    first, second, *_ = run.metrics_path.read_bytes().splitlines(keepends=True)
+    for held, kept in [(b"5\n" + first + b"[]\n" + second, [1.0, 2.0]), (b"{]\n" + second, [2.0]), (b"", [])]:
+        run.metrics_path.write_bytes(held)
+        logger = FileLogger(run)
+        logger.start(2, 20, logged)
+        assert losses(run) == kept
+        logger.close()
+        assert ("metrics.jsonl lost what was logged before step 2" in capsys.readouterr().err) == (len(kept) < 2)
+
+
+def test_a_folder_in_the_place_of_the_points_is_named_with_the_fix(tmp_path):
+    run, logged = logged_twice(tmp_path)
+    run.metrics_path.unlink()
+    run.metrics_path.mkdir()
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl cannot be read \(Is a directory\); .*rerun=true"):
+        FileLogger(run).start(2, 20, logged)
+
+
+def test_points_after_the_checkpoint_are_forgotten(cut_and_straight, tmp_path):
+    """As after a kill: points were written that no checkpoint knows of, the last one only half."""
+    run, logged = logged_twice(tmp_path)
     with run.metrics_path.open("a") as file:
         file.write('{"step": 4, "train/lo')
+    with next(run.directory.glob("events*")).open("ab") as file:
+        file.write(b"half a record")
     logger = FileLogger(run)
-    logger.start(2, 20)
+    logger.start(2, 20, logged)
     logger.log(3, 30, 0.0, {"train/loss": 33.0})
     logger.close()
     events, points = read(run.directory)
     assert [(p["step"], p["train/loss"]) for p in points] == [(1, 1.0), (2, 2.0), (3, 33.0)]
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(10, 1.0), (20, 2.0), (30, 33.0)]
+    assert "val/loss" not in events.Tags()["scalars"]
 
 
 def test_a_start_from_nothing_forgets_a_run_that_was_killed_before_its_first_checkpoint(tmp_path):
@@ -126,7 +176,7 @@ def test_a_start_from_nothing_forgets_a_run_that_was_killed_before_its_first_che
     run.create()
     for value in (1.0, 2.0):
         logger = FileLogger(run)
-        logger.start(0, 0)
+        logger.start(0, 0, {})
         logger.log(1, 10, 0.0, {"train/loss": value})
         logger.close()
     events, points = read(run.directory)
@@ -149,7 +199,7 @@ def test_hparams_stand_in_the_runs_own_writer_with_the_final_metrics(cut_and_str
 def shown(terminal):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=160)
     progress = ProgressLogger(200, console)
-    progress.start(0, 0)
+    progress.start(0, 0, {})
     progress.log(10, 100, 0.5, {"train/loss": 1.25, "train/batch_accuracy": 0.5, "images_per_second": 321.0})
     progress.log(20, 200, 1.0, {"val/loss": 0.8, "val/accuracy": 0.75})
     progress.note("a note")

@@ -3,7 +3,11 @@
 import errno
 import fcntl
 import json
+import math
 import os
+import socket
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -82,7 +86,7 @@ def test_the_first_rank_that_fails_is_the_cause_and_a_new_attempt_forgets_it(tmp
     assert not run.fail("rank 0: connection closed by peer", "...")
     assert run.result()["error"] == "rank 1: out of memory"
     assert not run.ended()
-    run.create()
+    run.forget_failure()
     assert run.result() is None
 
 
@@ -93,7 +97,104 @@ def test_rerun_starts_from_an_empty_directory(tmp_path):
     run.create()
     assert run.checkpoint_path.exists()
     named(f"output_dir={tmp_path}", "rerun=true").create()
-    assert sorted(p.name for p in run.directory.iterdir()) == ["config.yaml"]
+    assert sorted(p.name for p in run.directory.iterdir()) == ["attempt", "config.yaml"]
+
+
+def test_a_run_starts_over_once_for_each_command(tmp_path):
+    """As a job that is requeued does, with the run that it was submitted with."""
+    named(f"output_dir={tmp_path}").create()
+    named(f"output_dir={tmp_path}").write_result("finished", {"val/accuracy": 0.5})
+    first, second = (named(f"output_dir={tmp_path}", "rerun=true") for _ in range(2))
+    for run in (first, second):
+        assert run.starts_over
+        assert not run.ended()
+        run.create()
+        run.checkpoint_path.write_text("of this command")
+        run.create()
+        assert run.checkpoint_path.exists()
+        run.write_result("finished", {"val/accuracy": 0.6})
+        assert run.ended()
+
+
+def test_no_half_emptied_directory_reads_as_that_of_a_run_that_has_ended(tmp_path, monkeypatch):
+    """Cut short after any number of deletions, there is no result, and no checkpoint without what it counts on."""
+    names = [
+        "checkpoint.pt",
+        "checkpoint.previous.pt",
+        "config.yaml",
+        "events.out",
+        "metrics.jsonl",
+        "result.json",
+    ]
+    unlink, left = Path.unlink, [0]
+
+    def cut_short(path, **options):
+        left[0] -= 1
+        if left[0] < 0:
+            raise InterruptedError
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", cut_short)
+    for deletions in range(1, len(names)):
+        run = named(f"output_dir={tmp_path}/{deletions}", "rerun=true")
+        run.directory.mkdir(parents=True)
+        for name in names:
+            (run.directory / name).write_text("before")
+        left[0] = deletions
+        with pytest.raises(ConfigError):
+            run.create()
+        there = {path.name for path in run.directory.iterdir()}
+        assert "result.json" not in there
+        assert not there & set(names[:2]) or set(names[2:5]) <= there
+        assert run.starts_over
+
+
+def test_what_killed_processes_left_half_written_is_swept_away(tmp_path):
+    run = named(f"output_dir={tmp_path}")
+    run.directory.mkdir(parents=True)
+    here = socket.gethostname()
+    gone, alive = subprocess.Popen(["true"]), os.getppid()
+    gone.wait()
+    swept = [".checkpoint.pt.unfinished~elsewhere~7", f".result.json.unfinished~{here}~{alive}"]
+    swept += [f".launch.json.unfinished~{here}~{gone.pid}"]
+    kept = [f".launch.json.unfinished~{here}~{alive}", ".launch.json.unfinished~elsewhere~7", ".nfs.unfinished~x"]
+    for name in [*swept, *kept]:
+        (run.directory / name).write_text("half")
+    run.create()
+    assert {path.name for path in run.directory.iterdir()} == {"config.yaml", *kept}
+
+
+@pytest.mark.parametrize("held", [b"", b"{", b"[]", b'{"status": "finished"}'])
+def test_a_damaged_result_is_none(held, tmp_path):
+    run = named(f"output_dir={tmp_path}")
+    run.create()
+    (run.directory / "result.json").write_bytes(held)
+    assert run.result() is None
+    assert not run.ended()
+    run.create()
+    assert not (run.directory / "result.json").exists()
+
+
+def test_a_failure_that_cannot_be_recorded_is_still_told(tmp_path, capsys):
+    run = named(f"output_dir={tmp_path}")
+    (run.directory / "result.json").mkdir(parents=True)
+    assert run.fail("rank 0: out of luck", "...")
+    assert "result.json cannot be written" in capsys.readouterr().err
+
+
+def test_a_failure_before_a_run_starts_over_leaves_its_result(tmp_path):
+    named(f"output_dir={tmp_path}").create()
+    named(f"output_dir={tmp_path}").write_result("finished", {"val/accuracy": 0.5})
+    assert named(f"output_dir={tmp_path}", "rerun=true").fail("rank 0: out of luck", "...")
+    assert named(f"output_dir={tmp_path}").result()["status"] == "finished"
+
+
+def test_a_result_is_json_or_an_error(tmp_path):
+    run = named(f"output_dir={tmp_path}")
+    run.create()
+    with pytest.raises(ValueError, match="JSON"):
+        run.write_result("finished", {"val/loss": math.nan})
+    assert run.result() is None
 
 
 def test_an_output_dir_that_cannot_be_written_is_named(tmp_path):
@@ -135,6 +236,7 @@ def test_rerun_empties_the_directory_but_for_what_its_launcher_has_open(tmp_path
         (run.directory / "figures").mkdir()
         run.create()
         names = {path.name for path in run.directory.iterdir()}
-        assert names == {"lock", "log.txt", "launch.json", "config.yaml"}
+        assert names == {"lock", "log.txt", "launch.json", "config.yaml", "attempt"}
+        assert run.log_path.read_text() == ""
         with run.lock() as second:
             assert not second

@@ -82,17 +82,32 @@ def test_a_run_that_another_process_trains_is_left_alone(commands, tmp_path):
     assert "another process" in busy.detail
 
 
-def test_what_rerun_deletes_is_deleted_at_submission_and_not_when_the_job_is_requeued(commands, tmp_path):
+@pytest.mark.parametrize("refused", [True, False])
+def test_what_rerun_deletes_stays_until_the_job_begins_to_train(refused, commands, tmp_path):
+    one = job(tmp_path, "rerun=true")
+    one.run.directory.mkdir(parents=True)
+    before = {"checkpoint.pt": "old", "metrics.jsonl": "old", "result.json": "old", "config.yaml": "old"}
+    for name, held in before.items():
+        (one.run.directory / name).write_text(held)
+    if refused:
+        commands(sbatch="echo 'sbatch: error: invalid partition specified: gpus' >&2; exit 1")
+        with pytest.raises(ConfigError):
+            submit([one], SlurmConfig(partition="gpus"))
+    else:
+        submit([one], SlurmConfig())
+    assert {name: (one.run.directory / name).read_text() for name in before} == before
+
+
+def test_a_job_that_is_requeued_does_not_start_over_again(commands, tmp_path):
     import submitit
 
     one = job(tmp_path, "rerun=true")
-    one.run.create()
-    one.run.checkpoint_path.write_bytes(b"old")
     (sent,), _ = submit([one], SlurmConfig(cpus_per_task=3))
-    assert not one.run.checkpoint_path.exists()
     task = submitit.SlurmJob(sent.logs, sent.job_id).submission().function
-    assert (task.run.config.rerun, task.run.config.threads) == (False, 3)
-    assert task.run.directory == one.run.directory
+    assert task.run.config.threads == 3
+    assert (task.run.directory, task.run.starts_over) == (one.run.directory, True)
+    task.run.create()
+    assert not task.run.starts_over
 
 
 def test_the_variables_of_a_job_that_submits_are_hidden_but_the_way_to_slurm_is_kept(
