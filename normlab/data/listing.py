@@ -113,11 +113,15 @@ def cached(
         raise ConfigError(
             f"data.cache_dir is not given, and there is no home folder ({error}); give it."
         ) from error
+    folder = place / f"{root.name}-{digest(root, size)}"
     try:
-        return read_or_build(place / f"{root.name}-{digest(root, size)}", key, read, build)
+        return read_or_build(folder, key, read, build)
     except OSError as error:
+        # What is there and yet has to be written was found damaged: of a shared cache, its owner should know.
+        damaged = f", and {folder / key} is damaged" if os.path.exists(folder / key) else ""
         raise ConfigError(
-            f"data.cache_dir={place} cannot be written ({error.strerror or error}); choose a folder that can."
+            f"data.cache_dir={place} cannot be written ({error.strerror or error}){damaged}; "
+            "choose a folder that can."
         ) from error
 
 

@@ -151,6 +151,19 @@ def test_a_damaged_cache_is_rebuilt(read, tmp_path, builds, file, damage):
     assert found.val.labels_B.tolist() == expected.val.labels_B.tolist()
 
 
+def test_a_damaged_cache_that_may_not_be_written_is_refused_as_such(read, tmp_path, monkeypatch):
+    read()
+    [place] = cached(tmp_path)
+    (place / "train_images.npy").write_bytes(bytes((place / "train_images.npy").stat().st_size))
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("normlab.data.cache.FileLock", refuse)
+    with pytest.raises(ConfigError, match=rf"cannot be written \(Permission denied\), and {place} is damaged"):
+        read()
+
+
 def test_a_half_made_cache_of_a_killed_process_is_cleared_away(root, read, tmp_path):
     read()
     [place] = cached(tmp_path)
