@@ -21,9 +21,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from launch import local
-from launch.environment import choose_world_size, rank_environment
+from launch.environment import choose_world_size, rank_environment, spin_briefly
 from launch.jobs import refuse_inside_rank, study_name, sweep_record, sweep_value
-from launch.plugins import register_launchers
+from launch.plugins import accept_hydras_help, register_launchers
 from launch.process import RUN_IS_BUSY, USER_ERROR
 from normlab.config import Config, ConfigError, register_schemas, to_typed
 from normlab.run import Run
@@ -121,6 +121,8 @@ def call_hydra() -> int:
 def main() -> None:
     register_schemas()
     register_launchers()
+    accept_hydras_help()
+    spin_briefly()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands us its exceptions instead of printing them.
     with sweep_record() as record:
         code = call_hydra()

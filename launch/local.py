@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from launch.environment import spin_briefly
 from launch.process import (
     USER_ERROR,
     Surroundings,
@@ -39,6 +40,7 @@ def preload() -> None:
     Called early, it runs beside this process's own import: each rank then starts without one.
     Raises: ConfigError where its socket cannot be made.
     """
+    spin_briefly()
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     multiprocessing.set_forkserver_preload(["launch.rank"])
@@ -72,6 +74,9 @@ def _start_fork_server() -> None:
         multiprocessing.resource_tracker.ensure_running()
     with stop_signals_blocked():  # once more: the tracker's start unblocks what it ignores
         multiprocessing.forkserver.ensure_running()
+    # From Python 3.14 on the server asks for a key. Its children are not told that, but their parent's own.
+    if key := getattr(multiprocessing.forkserver._forkserver, "_forkserver_authkey", None):
+        multiprocessing.current_process().authkey = key
 
 
 def run_job(cfg: Config, study: str, run: Run, surroundings: Surroundings) -> None:
@@ -97,11 +102,13 @@ def run_job(cfg: Config, study: str, run: Run, surroundings: Surroundings) -> No
 def _reuse_fork_server() -> None:
     """Fork this job's ranks from the server that it was forked from itself, torch imported.
 
-    Python documents that a child reuses its parent's server, yet that of 3.11 starts another, without preload,
-    since only the server's address reaches the child, not its process id.
+    Python documents that a child reuses its parent's server, yet 3.11 to 3.14 start another, without preload,
+    since only the server's address reaches the child, not its process id, nor its key (see `preload`).
     """
     server: Any = multiprocessing.forkserver._forkserver
     if server._forkserver_address is not None:
+        if sys.version_info >= (3, 14):
+            server._forkserver_authkey = bytes(multiprocessing.current_process().authkey)
         server.ensure_running = lambda: None
 
 

@@ -1,5 +1,6 @@
 """Make normlab's Hydra launchers known. Imports no torch."""
 
+import argparse
 import importlib
 import sys
 from pathlib import Path
@@ -16,3 +17,12 @@ def register_launchers() -> None:
         importlib.invalidate_caches()
     for module in sorted((folder / "hydra_plugins").glob("normlab_*.py")):
         importlib.import_module(f"hydra_plugins.{module.stem}")
+
+
+def accept_hydras_help() -> None:
+    """Let argparse of Python 3.14 and later take the one help text of Hydra 1.3 that is no string.
+
+    It looks into help texts when they are given, where earlier ones look when they print them. Call before Hydra.
+    """
+    if sys.version_info >= (3, 14):
+        argparse.ArgumentParser._check_help = lambda self, action: None  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from launch.commit import Code, current_code
-from launch.environment import rank_environment
+from launch.environment import rank_environment, spin_briefly
 from launch.jobs import announce, read_launch
 from launch.process import StopSignal, outlive_output
 from normlab.run import Run
@@ -28,6 +28,7 @@ class SlurmTask:
         outlive_output()
         with StopSignal():
             os.environ.update(rank_environment(os.environ) or {})
+            spin_briefly()
             rank = int(os.environ.get("RANK", 0))
             if rank == 0:
                 self._record_start()

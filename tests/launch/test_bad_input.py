@@ -106,6 +106,14 @@ def test_an_image_that_cannot_be_read_is_named(run_train, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_how_threads_wait_is_decided_before_anything_imports_torch(run_train, monkeypatch):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "")
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    run_train("batch_size=-4")  # refused before torch is needed
+    assert "GOMP_SPINCOUNT" in os.environ
+
+
 def test_a_damaged_checkpoint_is_named(run_train, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny = ["data.num_train=40", "data.num_test=10", "epochs=1", "progress=false"]

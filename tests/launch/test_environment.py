@@ -1,8 +1,10 @@
 """Joining or starting: what counts as a rank of a job."""
 
+import os
+
 import pytest
 
-from launch.environment import choose_world_size, rank_environment
+from launch.environment import choose_world_size, rank_environment, spin_briefly
 from normlab.config import ConfigError
 
 TORCHRUN = {
@@ -68,3 +70,17 @@ def test_tasks_of_submitits_local_executor_join():
     found = rank_environment(env)
     assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_WORLD_SIZE"]) == ("1", "2", "2")
     assert rank_environment({**env, "SUBMITIT_LOCAL_NTASKS": "1"}) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "rounds"),
+    [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_sleep_soon_while_they_wait_unless_the_user_says_otherwise(given, rounds, monkeypatch):
+    for key in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(key, "")  # so that it is as before when the test ends
+        monkeypatch.delenv(key)
+    for key, value in given.items():
+        monkeypatch.setenv(key, value)
+    spin_briefly()
+    assert os.environ.get("GOMP_SPINCOUNT") == rounds
