@@ -43,7 +43,7 @@ def preload() -> None:
     spin_briefly()
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    multiprocessing.set_forkserver_preload(["launch.rank"])
+    multiprocessing.set_forkserver_preload(["launch.fork_server"])
     # The server of Python 3.11 looks in its working folder alone, and passes over what it does not find there.
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = ROOT + (os.pathsep + path if path else "")

@@ -124,7 +124,11 @@ def one_core():
     os.sched_setaffinity(0, cores)
 
 
-def test_a_killed_sweep_takes_its_jobs_with_it(start, one_core, tmp_path):
+def test_a_killed_sweep_takes_its_jobs_with_it_and_leaves_no_socket(
+    start, one_core, tmp_path, tmp_path_factory, monkeypatch
+):
+    sockets = tmp_path_factory.mktemp("tmp")
+    monkeypatch.setenv("TMPDIR", str(sockets))
     first, second = (run_of(tmp_path, [*LONG, f"norm={norm}", "study=test"]) for norm in ("bn", "gn"))
 
     def states() -> list[str]:
@@ -139,6 +143,7 @@ def test_a_killed_sweep_takes_its_jobs_with_it(start, one_core, tmp_path):
     job.process.wait()
     until(lambda: not any(map(alive, others)))
     assert states() == ["stale", "waiting"]
+    assert list(sockets.glob("pymp-*")) == []
 
 
 def test_hydras_basic_launcher_works_as_well(tmp_path):
