@@ -2,13 +2,16 @@
 
 import pickle
 import sys
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from normlab.atomic import atomic_write
@@ -109,6 +112,8 @@ def _checksum(value: Any, start: int = 0) -> int:
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The weights in a checkpoint of ours, or in any file of a state dict, by name, on the CPU.
 
+    That is what torch.save has ever written, or safetensors. Files from before torch 1.6 and safetensors have no
+    checksums: their structure alone is checked.
     Raises: ConfigError for a damaged file, or one that holds no weights.
     """
     state = _verified(path, "choose another model.init_from")
@@ -126,17 +131,33 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _verified(path: Path, fix: str) -> Any:
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise zipfile.BadZipFile(f"bad checksum of {damaged}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = _read(path)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); {fix}.") from None
-    except (zipfile.BadZipFile, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (pickle.UnpicklingError, SafetensorError) as error:
         raise Damaged(path, next(iter(str(error).splitlines()), type(error).__name__), fix) from None
     if not isinstance(state, dict):
         raise ConfigError(f"{path} holds a {type(state).__name__} and no state; {fix}.")
     return state
+
+
+def _read(path: Path) -> Any:
+    with path.open("rb") as file:
+        beginning = file.read(9)
+    if beginning[8:] == b"{":  # after the length of the header, the header
+        return safetensors.torch.load_file(path)
+    try:
+        if beginning.startswith(b"PK"):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged:
+                raise zipfile.BadZipFile(f"bad checksum of {damaged}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what an error says better
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # of any type, where bytes that are no pickle are read as one
+        raise pickle.UnpicklingError(str(error) or type(error).__name__) from None

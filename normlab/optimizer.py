@@ -1,6 +1,7 @@
 """Parameter groups, optimizers, and the learning rate as a function of the step."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,19 +9,17 @@ import torch
 from torch import nn
 
 from normlab.config import AdamWConfig, LrScaling, OptimConfig, Schedule, SgdConfig
-from normlab.models.initial_weights import head_parameters
 
 
-def build_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, cfg: OptimConfig, head: Collection[str] = ()) -> torch.optim.Optimizer:
     """The optimizer over all parameters; norm parameters and biases decay by `norm_weight_decay`.
 
     Those that a layer says must not decay (gates, thresholds) do not: a module may have `no_weight_decay()`,
     timm's convention, which gives names of its parameters. Wrappers (DDP, torch.compile) hide none of them.
     The learning rate of a group is set before every step: `LearningRate`'s, times the group's `lr_factor`, which
-    is `head_lr_factor` for the head.
+    is `head_lr_factor` for the parameters named in `head`.
     """
     norm_decay = cfg.weight_decay if cfg.norm_weight_decay is None else cfg.norm_weight_decay
-    head = head_parameters(model) if cfg.head_lr_factor != 1 else set()
     exempt = _exempt_from_decay(model)
     params_of: dict[tuple[float, str], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

@@ -32,7 +32,7 @@ def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str) -> Run:
     _check_memory(cfg, image_shape)
     model = on_meta(lambda: build_model(cfg.model, len(dataset.classes), seed=cfg.seed))
     if cfg.model.init_from is not None:
-        load_initial_weights(model, cfg.model.init_from)
+        load_initial_weights(model, cfg.model, len(dataset.classes))
     _check_frozen(cfg, model)
     build_task(cfg, dataset, torch.device("cpu"))
     check_norms(

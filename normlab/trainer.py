@@ -19,7 +19,7 @@ from normlab.distributed import Ranks, device_name
 from normlab.evaluate import Buffers, Evaluator, Stopped
 from normlab.logger import Logger
 from normlab.models import build_model
-from normlab.models.initial_weights import load_initial_weights
+from normlab.models.initial_weights import head_parameters, load_initial_weights
 from normlab.norms import LEFT_ALONE, NormLayer, convert_norms, format_report
 from normlab.norms.diagnostics import PerLayer
 from normlab.optimizer import LearningRate, build_optimizer
@@ -75,11 +75,15 @@ class Trainer:
         )
         self.norms: list[NormLayer] = []
         model = build_model(cfg.model, len(dataset.classes), seed=cfg.seed)
-        init_from = cfg.model.init_from
-        self.initial_weights = None if init_from is None else load_initial_weights(model, init_from)
+        num_classes, head = len(dataset.classes), set[str]()
+        if cfg.optim.head_lr_factor != 1:
+            head = head_parameters(model, cfg.model, num_classes)
+        self.initial_weights = None
+        if cfg.model.init_from is not None:
+            self.initial_weights = load_initial_weights(model, cfg.model, num_classes)
         model = model.to(ranks.device, self.dtype).to(memory_format=self.memory_format)
         self.module = convert_norms(model, cfg.norm, cfg.virtual_ranks, self.norms).train()
-        self.optimizer = build_optimizer(self.module, cfg.optim)
+        self.optimizer = build_optimizer(self.module, cfg.optim, head)
         self.learning_rate = LearningRate.from_config(
             cfg.optim,
             global_batch_size=self.global_batch_size,
@@ -129,6 +133,8 @@ class Trainer:
         logger.document("norms", format_report(self.norms))
         if self.initial_weights is not None:
             logger.document("initial_weights", self.initial_weights)
+            if step == 0:
+                logger.note(f"initial weights: {self.initial_weights}")
         self.started = self.saved_at = self.logged_at = time.monotonic()
         self.logged_step = step
         try:

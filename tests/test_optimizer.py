@@ -39,7 +39,7 @@ def test_poly_falls_from_the_peak_to_zero_by_its_power():
 
 def test_the_head_has_a_rate_of_its_own():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-    groups = build_optimizer(model, SgdConfig(head_lr_factor=10.0)).param_groups
+    groups = build_optimizer(model, SgdConfig(head_lr_factor=10.0), {"3.weight", "3.bias"}).param_groups
     factors = {id(p): g["lr_factor"] for g in groups for p in g["params"]}
     assert [factors[id(p)] for p in model.parameters()] == [1, 1, 1, 1, 10, 10]
     assert {g["lr_factor"] for g in build_optimizer(model, SgdConfig()).param_groups} == {1}

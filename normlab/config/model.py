@@ -28,8 +28,9 @@ class ModelConfig(Choice):
     """The architecture's name, as it stands in the run's directory."""
 
     init_from: str | None = setting(None, identity=False)
-    """Initial weights: a run's directory, its checkpoint.pt, or a file with a state dict. Its content is part
-    of the run's identity. A model for segmentation takes its trunk from one for classification."""
+    """Initial weights: a run's directory, its checkpoint.pt, or a file with a state dict (torch.save's, or
+    safetensors). Its content is part of the run's identity. A model for segmentation takes its trunk from one for
+    classification."""
 
     @classmethod
     def chosen_by(cls, name: str) -> str:

@@ -1,50 +1,76 @@
 """Initial weights from a file: of a whole model, or of a trunk for another head."""
 
+from collections.abc import Iterable
+
+import torch
 from torch import nn
 
 from normlab.checkpoint import load_tensors
-from normlab.config import ConfigError
+from normlab.config import ConfigError, ModelConfig, TorchvisionConfig
+from normlab.models import build_model, on_meta
 from normlab.run import weights_path
 
 TRUNK = "backbone."
 """What a segmentation model calls its trunk."""
 
 
-def head_parameters(model: nn.Module) -> set[str]:
+def head_parameters(model: nn.Module, cfg: ModelConfig, num_classes: int) -> set[str]:
     """Names of the parameters that belong to a task, and not to the trunk that tasks share.
 
-    Of a segmentation model, all but the trunk's; of others, those of its last layer that has any.
+    Of a segmentation model, all but the trunk's; of others, those whose shape depends on the number of classes,
+    which building the same model with one class more shows. `model` is what `cfg` makes for `num_classes`.
     """
-    names = [name for name, _ in model.named_parameters()]
-    if any(name.startswith(TRUNK) for name in names):
-        return {name for name in names if not name.startswith(TRUNK)}
-    last = names[-1].rpartition(".")[0]
-    return {name for name in names if name.rpartition(".")[0] == last}
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    if any(name.startswith(TRUNK) for name in shapes):
+        return {name for name in shapes if not name.startswith(TRUNK)}
+    other = on_meta(lambda: build_model(cfg, num_classes + 1, seed=0))
+    others = {name: parameter.shape for name, parameter in other.named_parameters()}
+    return {name for name, shape in shapes.items() if others[name] != shape}
 
 
-def load_initial_weights(model: nn.Module, given: str) -> str:
-    """Copy into `model`, still built with BatchNorm, what the file of `model.init_from` holds for it.
+def load_initial_weights(model: nn.Module, cfg: ModelConfig, num_classes: int) -> str:
+    """Copy into `model`, still built with BatchNorm, what the file of `cfg.init_from` holds for it.
 
     A name is looked for as it is, and without the name of the segmentation model's trunk. The head keeps its
     own initial values where the file's has other classes or is missing, and so do running statistics, which a
-    norm may not have had. Returns a sentence on what was taken.
+    norm may not have had. Returns a sentence on what was taken, and which layers were made anew.
     Raises: ConfigError where the file cannot be read, or lacks weights of the trunk, naming the first.
     """
-    path = weights_path(given)
+    assert cfg.init_from is not None
+    path = weights_path(cfg.init_from)
     found = load_tensors(path)
-    optional = head_parameters(model) | {name for name, _ in model.named_buffers()}
+    head, buffers = head_parameters(model, cfg, num_classes), {name for name, _ in model.named_buffers()}
     own, kept = dict(model.state_dict()), []
     for name, tensor in own.items():
         source = found.get(name, found.get(name.removeprefix(TRUNK)))
         if source is not None and source.shape == tensor.shape:
             tensor.copy_(source)
-        elif name in optional:
+        elif name in head | buffers:
             kept.append(name)
         else:
             there = f"has a {name} {tuple(source.shape)}" if source is not None else f"has no {name}"
             raise ConfigError(
-                f"model.init_from={given}: {path.name} {there}, and the model's is {tuple(tensor.shape)}; choose "
-                "weights of the same architecture."
+                f"model.init_from={cfg.init_from}: {path.name} {there}, and the model's is {tuple(tensor.shape)}; "
+                f"{_fix(cfg, name, source)}."
             )
-    taken = f"{len(own) - len(kept)} of {len(own)} tensors from {path}"
-    return taken + (f"; as initialised: {', '.join(kept)}" if kept else "")
+    told = f"{len(own) - len(kept)} of {len(own)} tensors from {path}"
+    anew = _layers(name for name in kept if name in head)
+    unknown = [layer for layer in _layers(name for name in kept if name in buffers) if layer not in anew]
+    return (
+        told
+        + (f"; made anew: {', '.join(anew)}" if anew else "")
+        + (f"; running statistics as initialised: {', '.join(unknown)}" if unknown else "")
+    )
+
+
+def _fix(cfg: ModelConfig, name: str, source: torch.Tensor | None) -> str:
+    if isinstance(cfg, TorchvisionConfig) and name == "conv1.weight" and source is not None:
+        # A ResNet's stem is that for pictures of 32 pixels, unless it is asked for its own.
+        kernel = "x".join(map(str, source.shape[2:]))
+        return f"set model.stem={'own' if kernel == '7x7' else 'cifar'}, whose first convolution is {kernel}"
+    return "choose weights of the same architecture"
+
+
+def _layers(names: Iterable[str]) -> list[str]:
+    """The layers that tensors belong to, each once."""
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
