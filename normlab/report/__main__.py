@@ -51,10 +51,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--metric", help="val/accuracy, train/loss, images_per_second; default: what the runs sweep"
     )
-    parser.add_argument(
-        "--x", metavar="KEY", help="swept key along the tables in the terminal; default batch_size"
-    )
+    parser.add_argument("--x", metavar="KEY", help="swept key along the tables in the terminal; default the first")
     parser.add_argument("--baseline", metavar="NORM", help="the norm to subtract, seed by seed; default bn")
+    parser.add_argument(
+        "--no-paper", action="store_true", help="no panel with the GN paper's results beside the figures"
+    )
     parser.add_argument("--out", type=Path, help="folder for all that is written")
     parser.add_argument(
         "--export", type=Path, metavar="FILE", help="all points in one .csv or .parquet; no report"
@@ -79,7 +80,7 @@ def report(args: argparse.Namespace) -> None:
         return
     metric = args.metric or study.default_metric()
     study.check_metric(metric)
-    x = args.x or (study_axes(study) or ["batch_size"])[0]
+    x = args.x or study_axes(study)[0]
     study.check_axis(x)
     baseline = study.baseline(args.baseline)
     if not args.text:
@@ -87,7 +88,7 @@ def report(args: argparse.Namespace) -> None:
     shown = grids(study, metric, x, baseline)
     if "images_per_second" in study.metrics and metric != "images_per_second":
         shown += grids(study, "images_per_second", x, None)
-    found = findings(study, metric)
+    found = findings(study, metric, baseline)
     _print(shown, found)
     if args.text:
         return
@@ -108,7 +109,7 @@ def _write(
         write_tables(study, metric, baseline, found, out)
         _say(f"{out}/tables.md, tables.csv, runs.csv", began)
         figures = []
-        for drawn in draw(study, metric):
+        for drawn in draw(study, metric, paper=not args.no_paper):
             save(drawn, out / "figures")
             figures.append(drawn)
             _say(f"{out}/figures/{drawn.name}.png, .svg", began)
@@ -147,8 +148,8 @@ def write_tables(study: Study, metric: str, baseline: str | None, found: list[Fi
         cells_table(study, metrics, baseline).to_csv(file, index=False)
     with atomic_write(out / "runs.csv") as file:
         runs_table(study).to_csv(file, index=False)
-    parts = [f"# {escape(study.root.resolve().name)}\n", *(as_list(one.text, one.names) for one in found)]
-    for x in study_axes(study) or ["batch_size"]:
+    parts = [f"# {escape(study.title)}\n", *(as_list(one.text, one.names) for one in found)]
+    for x in study_axes(study):
         parts += [as_markdown(grid) for grid in grids(study, metric, x, baseline)]
         if "images_per_second" in study.measured and metric != "images_per_second":
             parts += [as_markdown(grid) for grid in grids(study, "images_per_second", x, None)]
@@ -163,7 +164,7 @@ def _print(shown: list[Grid], found: list[Finding]) -> None:
     for grid in shown:
         console.print(grid.title, style="bold", soft_wrap=True)
         table = Table(box=None, header_style="bold")
-        for column in ("norm", *(f"{grid.x}={column}" for column in grid.columns)):
+        for column in ("norm", *grid.columns):
             table.add_column(column)
         for row in grid.rows:
             table.add_row(*row)

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from normlab.atomic import atomic_write
-from normlab.report.curves import MOST_POINTS, mean_curve, unfinished_curves
+from normlab.report.curves import MOST_POINTS, MeanCurve, mean_curve, unfinished_curves
 from normlab.report.panels import (
     Scale,
     dash_of,
@@ -21,6 +22,7 @@ from normlab.report.panels import (
     is_accuracy,
     left_out,
     legend,
+    limits_of,
     make_panels,
     scale_of,
 )
@@ -52,10 +54,13 @@ class Drawn:
     caption: str
 
 
-def draw(study: Study, metric: str) -> Iterator[Drawn]:
-    """Every figure of a study, one after the other: against each swept key, over samples_seen, against speed."""
-    for axis in dict.fromkeys(["batch_size", *study_axes(study)]):
-        yield _drawn(against, study, metric, axis)
+def draw(study: Study, metric: str, *, paper: bool = True) -> Iterator[Drawn]:
+    """Every figure of a study, one after the other: against each swept key, over samples_seen, against speed.
+
+    `paper`: accuracies against the batch size have a panel with those of the GN paper.
+    """
+    for axis in study_axes(study):
+        yield _drawn(against, study, metric, axis, paper)
     for tag in dict.fromkeys([metric, "train/loss"]):
         if tag in study.points:
             yield _drawn(learning_curves, study, tag)
@@ -81,22 +86,24 @@ def save(drawn: Drawn, folder: Path) -> None:
             FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
 
 
-def against(study: Study, metric: str, x: Axis) -> Drawn:
+def against(study: Study, metric: str, x: Axis, paper: bool = True) -> Drawn:
     """The metric against a swept key: a line a series, with intervals; other keys make panels.
 
-    Beside accuracies against the batch size stand those of the GN paper.
+    Beside accuracies against the batch size, where that is swept, stand those of the GN paper.
     """
     scale = scale_of(study, metric)
-    cells = [cell for cell in study.cells if x in cell.values or x == "batch_size"]
-    published = x == "batch_size" and is_accuracy(metric)
+    cells = study.cells
+    published = paper and x == "batch_size" and x in study.axes and is_accuracy(metric)
     figure, panels, others = make_panels(study, x, also=int(published))
+    limits = limits_of([cell.estimate(metric) for cell in cells], scale)
     for facet, panel in panels:
-        draw_against(panel, [cell for cell in cells if study.facet(cell, x) == facet], scale, x)
+        draw_against(panel, [cell for cell in cells if study.facet(cell, x) == facet], scale, x, limits)
     panels[0][1].set_ylabel(scale.label)
     for panel in others:
         draw_published(panel)
     legend(figure, list(dict.fromkeys(series_against(cell, x) for cell in cells)))
     caption = f"{scale.label} against {x}: mean over seeds and its 95 percent interval (Student t)"
+    caption += "; arrows: an interval goes on beyond the figure"
     caption += "; hollow: one seed, no interval; x above, with their number: diverged runs, which no mean has"
     if published:
         caption += "; lighter: Wu & He 2018, arXiv:1803.08494, table 2, one run a point"
@@ -109,10 +116,14 @@ def learning_curves(study: Study, tag: str) -> Drawn:
     every_key = ""  # no key is the axis, so all of them make panels
     figure, panels, _ = make_panels(study, every_key)
     series = list(dict.fromkeys(cell.series for cell in study.cells))
+    curves = {cell: mean_curve(study, cell, tag) for cell in study.cells}
+    limits = _curve_limits([curve for curve in curves.values() if curve is not None], scale)
     for facet, panel in panels:
         for cell in study.cells:
             if study.facet(cell, every_key) == facet:
-                _draw_curves(panel, study, cell, scale, dash_of(series, cell.series))
+                _draw_curves(panel, study, cell, curves[cell], scale, dash_of(series, cell.series))
+        if limits is not None:
+            panel.set_ylim(limits)
         panel.set_xlabel("samples seen")
         panel.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:g}k" if v else "0")
     panels[0][1].set_ylabel(scale.label)
@@ -123,9 +134,17 @@ def learning_curves(study: Study, tag: str) -> Drawn:
     return Drawn(_file_name(f"{tag}_curves"), figure, caption + left_out(study, every_key))
 
 
-def _draw_curves(panel: Axes, study: Study, cell: Cell, scale: Scale, dash: str) -> None:
+def _curve_limits(curves: list[MeanCurve], scale: Scale) -> tuple[float, float] | None:
+    """What finished runs' bands take: one that diverged would leave nothing to be seen of them."""
+    if not curves:
+        return None
+    ends = [scale.of(bound(values)) for c in curves for values in (c.low, c.high) for bound in (np.min, np.max)]
+    margin = 0.05 * (max(ends) - min(ends)) or 0.05 * abs(ends[0]) or 1.0
+    return scale.clip(min(ends) - margin), scale.clip(max(ends) + margin)
+
+
+def _draw_curves(panel: Axes, study: Study, cell: Cell, curve: MeanCurve | None, scale: Scale, dash: str) -> None:
     style = style_of(cell.norm)
-    curve = mean_curve(study, cell, scale.metric)
     if curve is not None:
         low, high = scale.of(curve.low), scale.of(curve.high)
         panel.fill_between(curve.samples_seen, low, high, color=style.colour, alpha=0.18, lw=0)

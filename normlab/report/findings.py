@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from normlab.report.study import NOT_OF_IDENTITY, Study, plain_value, show
+from normlab.report.contrasts import contrasts
+from normlab.report.study import DEFAULTS, NOT_OF_IDENTITY, Study, plain_value, show
 
 STATES = ("finished", "diverged", "failed", "running", "queued", "waiting", "stale", "unreadable")
+
+ALWAYS_SAID = ("model", "data", "data.train_samples", "epochs", "batch_size", "world_size", "virtual_ranks")
 
 
 @dataclass(frozen=True)
@@ -18,10 +21,14 @@ class Finding:
     names: tuple[str, ...] = ()
 
 
-def findings(study: Study, metric: str) -> list[Finding]:
+def findings(study: Study, metric: str, baseline: str | None = None) -> list[Finding]:
+    """Counts, what all runs share and what differences mean come first, then what is amiss."""
     runs = study.runs
     counts = Counter(runs["state"])
     made = [Finding(f"{len(runs)} runs: " + ", ".join(f"{counts[s]} {s}" for s in STATES if counts[s]))]
+    finished = runs[runs["state"] == "finished"]
+    made += [Finding(text) for text in _conditions(study, finished)]
+    made += [Finding(text) for one in contrasts(study, baseline) if (text := one.explanation(metric))]
     for state in STATES[1:]:
         chosen = runs[runs["state"] == state]
         if len(chosen):
@@ -35,7 +42,6 @@ def findings(study: Study, metric: str) -> list[Finding]:
     if study.unplaced:
         text = "runs that no cell counts, since their norm, seed or a swept key is not known"
         made.append(Finding(f"{len(study.unplaced)} {text}", tuple(study.unplaced)))
-    finished = runs[runs["state"] == "finished"]
     without = finished[finished[metric].isna()]
     if len(without):
         made.append(Finding(f"{len(without)} finished without {metric}", tuple(without["run"])))
@@ -43,7 +49,7 @@ def findings(study: Study, metric: str) -> list[Finding]:
     if len(problems):
         named = [f"{run}: {problem}" for run, problem in problems[["run", "problem"]].values]
         made.append(Finding(f"{len(problems)} with files that could not be read whole", tuple(named)))
-    return made + _mixtures(study, finished) + [Finding(text) for text in _conditions(finished)]
+    return made + _mixtures(study, finished)
 
 
 def _mixtures(study: Study, finished: pd.DataFrame) -> list[Finding]:
@@ -69,11 +75,28 @@ def _mixtures(study: Study, finished: pd.DataFrame) -> list[Finding]:
         own = key.startswith("norm.") or key in {"norm", "seed"} or key in NOT_OF_IDENTITY
         if own or key in study.axes or key not in runs:
             continue
-        by_norm = runs.dropna(subset=["norm", key]).groupby("norm")[key].first()
-        if by_norm.nunique() > 1:
-            words = ", ".join(f"{norm} {show(plain_value(value))}" for norm, value in by_norm.items())
+        if words := _differing(runs, key, "norm"):
             made.append(Finding(f"{key} differs with the norm, so their difference may be its: {words}"))
+    if "study" in study.axes:
+        for key in study.settings:
+            if key not in {"norm", "seed", *NOT_OF_IDENTITY, *study.axes} and (
+                words := _differing(runs, key, "study")
+            ):
+                made.append(Finding(f"{key} differs with the study, so their difference may be its: {words}"))
     return made
+
+
+def _differing(runs: pd.DataFrame, key: str, by: str) -> str:
+    """What `key` is for each value of `by`, if that is not always the same; of a norm's own keys, in one norm."""
+    runs = runs.dropna(subset=[by, key])
+    norms = dict.fromkeys(runs["norm"]) if key.startswith("norm.") else [None]
+    for norm in norms:
+        first = (runs if norm is None else runs[runs["norm"] == norm]).groupby(by)[key].first()
+        if first.nunique() > 1:
+            return f"{norm}: " * bool(norm) + ", ".join(
+                f"{name} {show(plain_value(v))}" for name, v in first.items()
+            )
+    return ""
 
 
 def _lacking(begun: pd.DataFrame, key: str) -> "pd.Series[bool]":
@@ -84,16 +107,27 @@ def _lacking(begun: pd.DataFrame, key: str) -> "pd.Series[bool]":
     return ~known & known.groupby(kind).transform("any")
 
 
-def _conditions(finished: pd.DataFrame) -> list[str]:
-    """What all finished runs have in common."""
-    said = []
-    keys = ("model", "data", "epochs", "eval_split", "results_version", "device_name", "torch")
-    for key in keys:
-        if key in finished and finished[key].nunique() == 1:
-            said.append(f"{key} {show(plain_value(finished[key].dropna().iloc[0]))}")
-    made = ["; ".join(said)] if said else []
+def _conditions(study: Study, finished: pd.DataFrame) -> list[str]:
+    """What all finished runs have in common: what was trained on what, and each setting off its default."""
+    shared = [
+        key
+        for key in study.settings
+        if key not in {*NOT_OF_IDENTITY, "norm", "seed"} and _is_shared(finished, key)
+    ]
+    own = [key for key in shared if plain_value(finished[key].iloc[0]) not in DEFAULTS.get(key, ())]
+    keys = [*ALWAYS_SAID, *own, "eval_split", "results_version", "device_name", "torch"]
+    said = [
+        f"{key} {show(plain_value(finished[key].iloc[0]))}"
+        for key in dict.fromkeys(keys)
+        if _is_shared(finished, key)
+    ]
+    made = ["all have " + "; ".join(said)] if said else []
     if "eval_split" in finished and (finished["eval_split"] == "test").any():
         made.append(
             "eval_split test: val/* is the test folder, so choosing a setting by it is choosing on test data"
         )
     return made
+
+
+def _is_shared(finished: pd.DataFrame, key: str) -> bool:
+    return key in finished and len(finished) > 0 and finished[key].nunique(dropna=False) == 1

@@ -30,9 +30,9 @@ const chosen = (select) => select.values[select.selectedIndex];
 
 // --- what is chosen -------------------------------------------------------------------------------------------
 
-const KINDS = ["mean"].concat(data.baseline ? [`difference to ${data.baseline}`] : []);
+const KINDS = ["mean", ...data.contrasts];
 const curveTags = data.metrics.filter((tag) => data.runs.some((run) => run.curves[tag]));
-const xKeys = data.axes.filter((axis) => axis !== "study").concat(data.axes.includes("batch_size") ? [] : ["batch_size"]);
+const xKeys = data.x;
 
 function valuesOf(axis) {
   const found = new Map(data.cells.map((cell) => [JSON.stringify(cell.at[axis] ?? null), cell.at[axis] ?? null]));
@@ -47,27 +47,42 @@ function compare(a, b) {
 }
 
 fill(at("metric"), data.metrics, data.metric);
-fill(at("x"), xKeys.concat(data.metrics), xKeys.includes("batch_size") ? "batch_size" : xKeys[0]);
+fill(at("x"), xKeys.concat(data.metrics), xKeys[0]);
 fill(at("kind"), KINDS, "mean");
 fill(at("curve"), curveTags, data.metric);
 
-// One choice for every other swept key but a norm's own, which make lines: no mean is over unlike settings.
-function choices(place, redraw) {
-  const made = data.axes.filter((axis) => !axis.startsWith("norm.")).map((axis) => {
+// One choice for every other swept key but a norm's own, which make lines: no mean is over unlike settings. Not
+// every combination has runs, so what is chosen first has some, and another choice takes the others along.
+function choices(place, redraw, drawn) {
+  const axes = data.axes.filter((axis) => !axis.startsWith("norm."));
+  const first = data.cells.find(drawn) ?? data.cells[0];
+  const made = axes.map((axis) => {
     const label = element("label", axis + " "), select = element("select");
     select.dataset.axis = axis;
-    fill(select, valuesOf(axis), valuesOf(axis)[0]);
-    select.addEventListener("change", redraw);
+    fill(select, valuesOf(axis), first.at[axis] ?? null);
+    select.addEventListener("change", () => { follow(axis); redraw(); });
     label.append(select);
     at(place).append(label);
     return { axis, label, select };
   });
+  const match = (one, except) => made.every(({ axis, select }) => axis === except || (one.at[axis] ?? null) === chosen(select));
+  const alike = (cell) => made.filter(({ axis, select }) => (cell.at[axis] ?? null) === chosen(select)).length;
+  function follow(axis) {
+    const shown = made.filter((one) => one.label.hidden).map((one) => one.axis)[0];
+    if (data.cells.some((cell) => match(cell, shown))) return;
+    const value = chosen(made.find((one) => one.axis === axis).select);
+    const there = data.cells.filter((cell) => (cell.at[axis] ?? null) === value);
+    const nearest = there.reduce((best, cell) => (alike(cell) > alike(best) ? cell : best));
+    for (const one of made) one.select.selectedIndex = one.select.values.indexOf(nearest.at[one.axis] ?? null);
+  }
   return {
-    hide: (axis) => made.forEach((one) => { one.label.hidden = one.axis === axis; }),
-    match: (one, except) => made.every(({ axis, select }) => axis === except || (one.at[axis] ?? null) === chosen(select)),
+    hide: (axis) => { made.forEach((one) => { one.label.hidden = one.axis === axis; }); if (made.length) follow(made[0].axis); },
+    match,
   };
 }
-const facets = choices("facets", drawAgainst), curveFacets = choices("curve-facets", drawCurves);
+const hasMean = (cell) => cell.estimates[data.metric]?.[0];
+const hasCurve = (cell) => data.runs.some((run) => run.series === cell.series && run.curves[chosen(at("curve"))] && data.axes.every((axis) => (run.at[axis] ?? null) === (cell.at[axis] ?? null)));
+const facets = choices("facets", drawAgainst, hasMean), curveFacets = choices("curve-facets", drawCurves, hasCurve);
 for (const id of ["metric", "x", "kind", "error", "logy"]) at(id).addEventListener("change", drawAll);
 for (const id of ["curve", "logx", "curvelogy"]) at(id).addEventListener("change", drawCurves);
 
@@ -81,46 +96,74 @@ function scaleOf(metric, difference = false) {
     : { label: `${metric}: error, %`, of: (v) => 100 * (1 - v) };
 }
 
-function hoverOfCell(cell, metric, [n, mean, half], scale) {
+// A norm's own keys make lines, but not where one of them is the axis.
+function seriesAgainst(one, x) {
+  if (!x.startsWith("norm.")) return one.series;
+  const own = data.axes.filter((axis) => axis.startsWith("norm.") && axis !== x && (one.at[axis] ?? null) !== null);
+  return [one.norm, ...own.map((axis) => `${axis.slice(5)}=${one.at[axis]}`)].join(" ");
+}
+
+// The means' neighbourhood: their spread, or the typical interval's length if that is more, to both sides. One
+// interval that is much wider would leave nothing to be seen of the others; it gets an arrow where it is cut.
+function limitsOf(means, singles, found, possible) {
+  if (!means.length) return null;
+  const halves = found.map(([mean, end]) => Math.abs(end - mean)).sort((a, b) => a - b);
+  const least = Math.min(...means), most = Math.max(...means);
+  const reach = Math.max(most - least, halves.length ? 2 * halves[Math.floor((halves.length - 1) / 2)] : 0);
+  const ends = [...means, ...found.flatMap(([mean, end]) => [end, 2 * mean - end])];
+  const low = Math.min(Math.max(Math.min(...ends), least - reach), ...singles);
+  const high = Math.max(Math.min(Math.max(...ends), most + reach), ...singles);
+  const margin = .06 * (high - low) || .05 * Math.abs(high) || 1;
+  return [Math.max(low - margin, possible[0] ?? -Infinity), Math.min(high + margin, possible[1] ?? Infinity)];
+}
+
+function hoverOfCell(cell, metric, [n, mean, half, p], scale) {
   const value = scale.of(mean), width = half === null ? "" : ` ± ${show(Math.abs(scale.of(half) - scale.of(0)))}`;
   const states = Object.entries(cell.states).map(([state, count]) => `, ${count} ${state}`).join("");
   const where = Object.entries(cell.at).map(([axis, v]) => `${axis}=${v}`).join(", ");
   return plain(`${cell.series}; ${where}`) + `<br>${plain(scale.label)} ${show(value)}${width} (n=${n}${states})` +
-    (cell.nbs === null ? "" : `<br>NBS ${show(cell.nbs)}`);
+    (p === undefined || p === null ? "" : `<br>p ${show(p)}, by Holm's method`) + (cell.nbs === null ? "" : `<br>NBS ${show(cell.nbs)}`);
 }
 
 function drawAgainst() {
   const metric = chosen(at("metric")), x = chosen(at("x")), byKey = xKeys.includes(x);
-  const difference = at("kind").selectedIndex === 1, scale = scaleOf(metric, difference);
+  const kind = at("kind").selectedIndex, difference = kind > 0, scale = scaleOf(metric, difference);
   facets.hide(x);
   const cells = data.cells.filter((cell) => facets.match(cell, byKey ? x : null));
-  const names = [...new Set(cells.map((cell) => cell.series))];
-  const places = byKey ? [...new Set(cells.map((cell) => cell.at[x] ?? "all"))].sort(compare) : [];
+  const estimateOf = (cell) => (difference ? cell.differences[kind - 1] : cell.estimates)[metric];
+  const placeOf = (one) => one.at[x] ?? `without ${x}`;
+  const names = [...new Set(cells.map((cell) => seriesAgainst(cell, x)))];
+  const places = byKey ? [...new Set(cells.map(placeOf))].sort(compare) : [];
   const numeric = byKey && places.every((place) => typeof place === "number" && place > 0);
-  const traces = [];
+  const traces = [], means = [], singles = [], intervals = [];
   names.forEach((name, index) => {
-    const mine = cells.filter((cell) => cell.series === name).sort((a, b) => compare(a.at[x], b.at[x]));
+    const mine = cells.filter((cell) => seriesAgainst(cell, x) === name).sort((a, b) => compare(a.at[x], b.at[x]));
     const [color, symbol] = data.styles[mine[0].norm];
     const nudge = numeric && places.length > 1 ? 1.03 ** (index - (names.length - 1) / 2) : 1;
-    const xOf = (one) => byKey ? (numeric ? one.at[x] * nudge : String(one.at[x] ?? "all")) : one.values[x];
+    const xOf = (one) => byKey ? (numeric ? one.at[x] * nudge : String(placeOf(one))) : one.values[x];
     const common = { legendgroup: name, type: "scatter", marker: { color, symbol } };
-    const found = mine.map((cell) => [cell, (difference ? cell.differences : cell.estimates)[metric]])
-      .filter(([, estimate]) => estimate && estimate[0]);
+    const found = mine.map((cell) => [cell, estimateOf(cell)]).filter(([, estimate]) => estimate && estimate[0]);
+    const xOfFound = found.map(([cell]) => byKey ? xOf(cell) : cell.estimates[x][1]);
+    means.push(...found.map(([, [, mean]]) => scale.of(mean)));
+    found.forEach(([, [, mean, half]], i) => {
+      if (half !== null) intervals.push({ mean: scale.of(mean), end: scale.of(mean + half), x: xOfFound[i], color, name });
+    });
     traces.push({
       ...common, name: plain(name), mode: byKey ? "lines+markers" : "markers", line: { color, width: 2 },
       marker: { color, symbol, size: 10 },
-      x: found.map(([cell]) => byKey ? xOf(cell) : cell.estimates[x][1]),
+      x: xOfFound,
       y: found.map(([, [, mean]]) => scale.of(mean)),
       error_y: { array: found.map(([, [, , half]]) => half === null ? 0 : Math.abs(scale.of(half) - scale.of(0))), color, thickness: 1.3, width: 4 },
       text: found.map(([cell, estimate]) => hoverOfCell(cell, metric, estimate, scale)), hoverinfo: "text",
     });
-    const runs = data.runs.filter((run) => run.series === name && facets.match(run, byKey ? x : null));
+    const runs = data.runs.filter((run) => run.series && seriesAgainst(run, x) === name && facets.match(run, byKey ? x : null));
     const single = difference ? [] : runs.filter((run) => run.state === "finished" && run.values[metric] !== null);
     traces.push({
       ...common, name: plain(name), mode: "markers", showlegend: false, marker: { color, symbol, size: 5, opacity: .45 },
       x: single.map(xOf), y: single.map((run) => scale.of(run.values[metric])), customdata: single.map((run) => run.name),
       text: single.map((run) => `${plain(run.name)}<br>${show(scale.of(run.values[metric]))}`), hoverinfo: "text",
     });
+    singles.push(...single.map((run) => scale.of(run.values[metric])));
     const gone = byKey ? runs.filter((run) => run.state === "diverged") : [];
     if (gone.length) traces.push({
       ...common, name: plain(name), mode: "markers", showlegend: false, yaxis: "y2", cliponaxis: false,
@@ -129,12 +172,28 @@ function drawAgainst() {
       text: gone.map((run) => `${plain(run.name)}<br>diverged`), hoverinfo: "text",
     });
   });
+  const logarithmic = at("logy").checked;
+  const possible = difference ? [null, null] : scale.label === metric ? data.possible[metric] : [0, 100];
+  const limits = logarithmic ? null : limitsOf(means, singles, intervals.map(({ mean, end }) => [mean, end]), possible);
+  for (const [place, symbol] of limits ? [[0, "triangle-down"], [1, "triangle-up"]] : []) {
+    const cut = intervals.filter(({ mean, end }) => {
+      const [low, high] = [end, 2 * mean - end].sort((a, b) => a - b);
+      return place ? high > limits[1] : low < limits[0];
+    });
+    for (const { name, x, mean, end, color } of cut) traces.push({
+      type: "scatter", mode: "markers", name: "cut", legendgroup: name, showlegend: false, cliponaxis: false,
+      x: [x], y: [limits[place]], marker: { symbol, size: 9, color }, hoverinfo: "text",
+      text: [`${plain(name)}: its interval goes on, ${show(mean)} ± ${show(Math.abs(end - mean))}`],
+    });
+  }
   const axis = byKey
     ? (numeric ? { type: "log", tickvals: places, ticktext: places.map(String) } : { type: "category", categoryarray: places.map(String) })
     : {};
   draw("against", traces, {
     xaxis: { ...axis, title: { text: plain(x === "batch_size" ? "batch size per rank" : x) }, zeroline: false },
-    yaxis: { title: { text: plain(scale.label + (difference ? ` minus that of ${data.baseline}` : "")) }, zeroline: difference, type: at("logy").checked ? "log" : "linear" },
+    yaxis: { title: { text: plain(scale.label + (difference ? `, ${KINDS[kind]}` : "")) }, zeroline: difference, type: logarithmic ? "log" : "linear",
+      uirevision: `${metric} ${kind} ${scale.label}`, ...(limits ? { range: limits } : { autorange: true }) },
+    annotations: traces.some((trace) => trace.x.length) ? [] : [{ text: "nothing to show of this choice", showarrow: false, xref: "paper", yref: "paper", x: .5, y: .5 }],
     yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },
   });
 }
@@ -219,12 +278,12 @@ function table(target, columns, rows, whenChosen) {
 function drawCells() {
   const metric = chosen(at("metric"));
   const states = OTHER_STATES.filter((state) => data.cells.some((cell) => cell.states[state]));
-  const columns = ["norm", ...data.axes, "NBS", "n", metric, "± 95%"].concat(data.baseline ? [`minus ${data.baseline}`, "± 95%", "pairs"] : [], states);
+  const columns = ["norm", ...data.axes, "NBS", "n", metric, "± 95%", ...data.contrasts.flatMap((label) => [label, "± 95%", "pairs", "p (Holm)"]), ...states];
   table(at("cells"), columns, data.cells.map((cell) => {
-    const [n, mean, half] = cell.estimates[metric], pair = cell.differences[metric];
-    const difference = data.baseline ? (pair ? [pair[1], pair[2], pair[0]] : ["", "", ""]) : [];
+    const [n, mean, half] = cell.estimates[metric];
+    const differences = cell.differences.flatMap((of) => (of[metric] ? [of[metric][1], of[metric][2] ?? "", of[metric][0], of[metric][3] ?? ""] : ["", "", "", ""]));
     const axes = data.axes.map((axis) => cell.at[axis] ?? "");
-    return { cells: [cell.norm, ...axes, cell.nbs, n, mean, half ?? "", ...difference, ...states.map((state) => cell.states[state] ?? 0)] };
+    return { cells: [cell.norm, ...axes, cell.nbs, n, mean, half ?? "", ...differences, ...states.map((state) => cell.states[state] ?? 0)] };
   }));
 }
 

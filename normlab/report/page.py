@@ -7,7 +7,7 @@ import html
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,10 +15,12 @@ from urllib.parse import quote
 import numpy as np
 
 from normlab.atomic import atomic_write
+from normlab.report.contrasts import contrasts
 from normlab.report.curves import curve_of
 from normlab.report.findings import Finding
-from normlab.report.statistics import Estimate
-from normlab.report.study import Cell, Study
+from normlab.report.panels import possible_range
+from normlab.report.statistics import Difference, Estimate
+from normlab.report.study import Study, study_axes
 from normlab.report.style import style_of
 from normlab.report.tables import UNFINISHED
 
@@ -34,7 +36,7 @@ def write_page(study: Study, metric: str, baseline: str | None, found: list[Find
 
     data = page_data(study, metric, baseline, found, out)
     parts = {
-        "title": html.escape(study.root.resolve().name),
+        "title": html.escape(study.title),
         "css": (HERE / "page.css").read_text(),
         "plotly": get_plotlyjs(),
         "data": _inline_json(data),
@@ -53,6 +55,7 @@ def page_data(study: Study, metric: str, baseline: str | None, found: list[Findi
     curves, thinned = _curves(study, [tag for tag in metrics if tag in study.points])
     if len(metrics) < len(study.metrics):
         thinned = "; ".join(filter(None, [f"{len(metrics)} of {len(study.metrics)} metrics shown", thinned]))
+    axes = list(dict.fromkeys([*study.axes, *study_axes(study)]))
     rows = study.rows
     settings = {row["run"]: {k: row[k] for k in study.settings if k in row and row[k] == row[k]} for row in rows}
     common = _common(settings.values())
@@ -61,8 +64,10 @@ def page_data(study: Study, metric: str, baseline: str | None, found: list[Findi
     return {
         "metric": metric,
         "metrics": metrics,
-        "baseline": baseline,
+        "possible": {tag: [_rounded(end) for end in possible_range(tag)] for tag in metrics},
+        "contrasts": [one.label for one in contrasts(study, baseline)],
         "axes": study.axes,
+        "x": study_axes(study),
         "thinned": thinned,
         "findings": [{"text": one.text, "names": list(one.names)} for one in found],
         "styles": {norm: [(s := style_of(norm)).colour, s.symbol] for norm in {c.norm for c in study.cells}},
@@ -77,7 +82,7 @@ def page_data(study: Study, metric: str, baseline: str | None, found: list[Findi
                 "seed": _shown(row.get("seed")),
                 "state": row["state"],
                 "detail": "; ".join(filter(None, [row["detail"], row["problem"]])),
-                "at": {axis: _shown(row.get(axis)) for axis in study.axes},
+                "at": {axis: _shown(row.get(axis)) for axis in axes},
                 "values": {tag: _rounded(row.get(tag)) for tag in metrics},
                 "settings": {k: _shown(v) for k, v in settings[row["run"]].items() if k not in common},
                 "curves": curves["of"].get(row["run"], {}),
@@ -90,22 +95,24 @@ def page_data(study: Study, metric: str, baseline: str | None, found: list[Findi
 
 
 def _cells(study: Study, metrics: list[str], baseline: str | None) -> list[dict[str, Any]]:
-    differences: dict[str, Mapping[Cell, Estimate]] = {}
-    if baseline:
-        differences = {tag: study.differences(tag, baseline) for tag in metrics}
+    compared = contrasts(study, baseline)
+    differences = {tag: [contrast.differences(tag) for contrast in compared] for tag in metrics}
+    axes = list(dict.fromkeys([*study.axes, *study_axes(study)]))
     made = []
     for cell in study.cells:
         states = cell.states
-        pairs = {tag: of[cell] for tag, of in differences.items() if cell in of}
         made.append(
             {
                 "norm": cell.norm,
                 "series": cell.series,
-                "at": {axis: _shown(value) for axis, value in cell.at},
+                "at": {axis: _shown(value) for axis in axes if (value := cell.value(axis)) is not None},
                 "nbs": _rounded(cell.nbs),
                 "states": {state: states[state] for state in ("diverged", "failed", *UNFINISHED) if states[state]},
                 "estimates": {tag: _estimate(cell.estimate(tag)) for tag in metrics},
-                "differences": {tag: _estimate(pair) for tag, pair in pairs.items()},
+                "differences": [
+                    {tag: _difference(of[place][cell]) for tag, of in differences.items() if cell in of[place]}
+                    for place in range(len(compared))
+                ],
             }
         )
     return made
@@ -113,6 +120,10 @@ def _cells(study: Study, metrics: list[str], baseline: str | None) -> list[dict[
 
 def _estimate(found: Estimate) -> list[float | None]:
     return [found.n, _rounded(found.mean), _rounded(found.half_width)]
+
+
+def _difference(found: Difference) -> list[float | None]:
+    return [*_estimate(found), _rounded(found.p_holm)]
 
 
 def _curves(study: Study, tags: list[str]) -> tuple[dict[str, Any], str]:

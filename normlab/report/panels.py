@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import CARETDOWN, CARETUP
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from normlab.report.published import GN_PAPER_ERROR_PERCENT
@@ -29,20 +30,51 @@ class Scale:
     label: str
     of: Callable[[Any], Any]
     """Of a number or an array."""
+    possible: tuple[float, float]
+    """What the drawn values can be."""
+
+    def clip(self, value: float) -> float:
+        return min(max(value, self.possible[0]), self.possible[1])
 
 
 def scale_of(study: Study, metric: str) -> Scale:
     if not is_accuracy(metric):
-        return Scale(metric, metric, lambda value: value)
+        return Scale(metric, metric, lambda value: value, possible_range(metric))
     splits = set(study.runs.get("eval_split", [])) & {"val", "test"}
     split = metric.partition("/")[0]
     if split == "val" and splits == {"test"}:
         split = "test"  # without a held-out part the curves call the test folder val
-    return Scale(metric, f"{split} error, %", lambda accuracy: 100 * (1 - accuracy))
+    return Scale(metric, f"{split} error, %", lambda accuracy: 100 * (1 - accuracy), (0.0, 100.0))
 
 
 def is_accuracy(metric: str) -> bool:
     return metric.endswith("accuracy")
+
+
+def possible_range(metric: str) -> tuple[float, float]:
+    """What the metric itself can be."""
+    name = metric.rpartition("/")[2]
+    if is_accuracy(metric) or name == "miou" or "iou" in metric.split("/"):
+        return 0.0, 1.0
+    positive = name in ("loss", "images_per_second", "wall_s", "grad_norm", "lr")
+    return (0.0 if positive else -math.inf), math.inf
+
+
+def limits_of(found: Sequence[Estimate], scale: Scale) -> tuple[float, float] | None:
+    """The means' neighbourhood: their spread, or the typical interval's length if that is more, to both sides.
+
+    One interval that is much wider than the others, as two seeds can give, would leave nothing to be seen of them.
+    """
+    means = [scale.of(one.mean) for one in found if one.n]
+    if not means:
+        return None
+    halves = sorted(abs(scale.of(one.high) - scale.of(one.mean)) for one in found if one.n > 1)
+    reach = max(max(means) - min(means), 2 * halves[(len(halves) - 1) // 2] if halves else 0)
+    ends = [scale.of(end) for one in found if one.n > 1 for end in (one.low, one.high)] + means
+    low = max(min(ends), min(means) - reach)
+    high = min(max(ends), max(means) + reach)
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    return scale.clip(low - margin), scale.clip(high + margin)
 
 
 def make_panels(study: Study, x: Axis, also: int = 0) -> tuple[Figure, list[tuple[Any, Axes]], list[Axes]]:
@@ -84,34 +116,61 @@ def dash_of(series: Sequence[str], name: str) -> str:
     return DASHES[of_norm.index(name) % len(DASHES)]
 
 
-def draw_against(panel: Axes, cells: Sequence[Cell], scale: Scale, x: Axis) -> None:
-    values = sorted({cell.values.get(x) for cell in cells}, key=sort_key)
+def draw_against(
+    panel: Axes, cells: Sequence[Cell], scale: Scale, x: Axis, limits: tuple[float, float] | None
+) -> None:
+    """A line a series over the values of `x`; a norm that has no such key is a line across."""
+    for cell in cells:
+        if cell.value(x) is None:
+            _draw_across(panel, cell, scale)
+    cells = [cell for cell in cells if cell.value(x) is not None]
+    values = sorted({cell.value(x) for cell in cells}, key=sort_key)
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) and v > 0 for v in values)
     place = {v: math.log2(v) if numeric else float(i) for i, v in enumerate(values)}  # type: ignore[arg-type]
     series = list(dict.fromkeys(series_against(cell, x) for cell in cells))
     for index, name in enumerate(series):
-        mine = sorted((c for c in cells if series_against(c, x) == name), key=lambda c: place[c.values.get(x)])
+        mine = sorted((c for c in cells if series_against(c, x) == name), key=lambda c: place[c.value(x)])
         style = style_of(mine[0].norm)
         shift = 0.05 * (index - (len(series) - 1) / 2) if len(place) > 1 else 0.0
-        at = [place[cell.values.get(x)] + shift for cell in mine]
+        at = [place[cell.value(x)] + shift for cell in mine]
         found = [(where, e) for where, cell in zip(at, mine, strict=True) if (e := cell.estimate(scale.metric)).n]
         means = [scale.of(e.mean) for _, e in found]
         panel.plot([where for where, _ in found], means, dash_of(series, name), color=style.colour)
         for where, e in found:
-            _draw_estimate(panel, where, e, scale, style)
+            _draw_estimate(panel, where, e, scale, style, limits)
         for where, cell in zip(at, mine, strict=True):
             if gone := cell.states["diverged"]:
                 _draw_diverged(panel, where + shift, gone, style)
     panel.xaxis.set_major_locator(FixedLocator(list(place.values())))
     panel.xaxis.set_minor_locator(NullLocator())
-    panel.set_xticklabels(["all" if v is None else show(v) for v in place])
+    panel.set_xticklabels([show(v) for v in place])
+    if limits is not None:
+        panel.set_ylim(limits)
     panel.set_xlabel("batch size per rank" if x == "batch_size" else x)
     _nbs_axis(panel, cells, place, x)
 
 
-def _draw_estimate(panel: Axes, where: float, found: Estimate, scale: Scale, style: Style) -> None:
-    """Hollow where a single seed gives no interval."""
+def _draw_across(panel: Axes, cell: Cell, scale: Scale) -> None:
+    found, style = cell.estimate(scale.metric), style_of(cell.norm)
+    if found.n:
+        panel.axhline(scale.of(found.mean), color=style.colour, ls="--")
+    if found.n > 1:
+        panel.axhspan(scale.of(found.low), scale.of(found.high), color=style.colour, alpha=0.12, lw=0)
+
+
+def _draw_estimate(
+    panel: Axes, where: float, found: Estimate, scale: Scale, style: Style, limits: tuple[float, float] | None
+) -> None:
+    """Hollow where a single seed gives no interval; an arrow where the interval goes on beyond the limits."""
     single = found.n == 1
+    ends = sorted((scale.of(found.low), scale.of(found.high)))
+    if limits is not None and not single:
+        for at, cut, arrow in (
+            (limits[0], ends[0] < limits[0], CARETDOWN),
+            (limits[1], ends[1] > limits[1], CARETUP),
+        ):
+            if cut:
+                panel.plot(where, at, ls="", marker=arrow, color=style.colour, ms=6, clip_on=False)
     half = None if single else abs(scale.of(found.high) - scale.of(found.low)) / 2
     panel.errorbar(
         where,
@@ -122,7 +181,7 @@ def _draw_estimate(panel: Axes, where: float, found: Estimate, scale: Scale, sty
         mfc="white" if single else style.colour,
         capsize=2.5,
         elinewidth=1,
-    )
+    )[0].set_clip_on(False)
 
 
 def _draw_diverged(panel: Axes, where: float, count: int, style: Style) -> None:
@@ -133,13 +192,14 @@ def _draw_diverged(panel: Axes, where: float, count: int, style: Style) -> None:
 
 
 def _nbs_axis(panel: Axes, cells: Sequence[Cell], place: dict[Value, float], x: Axis) -> None:
-    """The normalization batch size of each norm at each place, above: it is what sets bn and syncbn apart."""
+    """The normalization batch size of each series at each place, above: it is what sets bn and syncbn apart."""
     norms_of: dict[tuple[float, ...], list[str]] = {}
-    for norm in dict.fromkeys(cell.norm for cell in cells):
-        at = {cell.values.get(x): cell.nbs for cell in cells if cell.norm == norm}
+    for name in dict.fromkeys(series_against(cell, x) for cell in cells):
+        at = {cell.value(x): cell.nbs for cell in cells if series_against(cell, x) == name}
         nbs = tuple(at.get(value, math.nan) for value in place)
         if not all(map(math.isnan, nbs)):
-            norms_of.setdefault(tuple(-1 if v != v else v for v in nbs), []).append(norm)
+            norms_of.setdefault(tuple(-1 if v != v else v for v in nbs), []).append(name)
+    norms_of = {nbs: _shortened(names, cells, x) for nbs, names in norms_of.items()}
     if not norms_of:
         return
     grey: dict[str, Any] = {"fontsize": 7, "color": "#555555"}
@@ -161,6 +221,15 @@ def _nbs_axis(panel: Axes, cells: Sequence[Cell], place: dict[Value, float], x: 
     )
 
 
+def _shortened(names: list[str], cells: Sequence[Cell], x: Axis) -> list[str]:
+    """A norm's name alone, where all of its series are among `names`."""
+    of_norm: dict[str, set[str]] = {}
+    for cell in cells:
+        of_norm.setdefault(cell.norm, set()).add(series_against(cell, x))
+    whole = {name: norm for norm, series in of_norm.items() if series <= set(names) for name in series}
+    return list(dict.fromkeys(whole.get(name, name) for name in names))
+
+
 def draw_published(panel: Axes) -> None:
     """Lighter, and on a scale of its own, since data and model are others."""
     for norm, errors in GN_PAPER_ERROR_PERCENT.items():
@@ -170,4 +239,4 @@ def draw_published(panel: Axes) -> None:
     panel.xaxis.set_major_locator(FixedLocator(places))
     panel.set_xticklabels([str(batch) for batch in errors])
     panel.set(xlabel="images per GPU", ylabel="validation error, %")
-    panel.set_title("GN paper: ImageNet, ResNet-50", loc="left", fontsize=9, color="#555555")
+    panel.set_title("GN paper:\nImageNet, ResNet-50", loc="left", fontsize=9, color="#555555")

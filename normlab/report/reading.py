@@ -150,7 +150,7 @@ def _settings_before_begin(name: str, launch: dict[str, Any] | None) -> dict[str
             settings[key.lstrip("+")] = parse_yaml(value)
         except (ValueError, yaml.YAMLError):
             continue
-    settings = {key: _plain(value) for key, value in settings.items() if not isinstance(value, dict | list)}
+    settings = {key: flat_value(value) for key, value in settings.items() if not isinstance(value, dict | list)}
     if match := _RUN_NAME.fullmatch(name):
         numbers = dict(zip(("batch_size", "world_size", "virtual_ranks", "seed"), match.groups()[1:], strict=True))
         settings |= {"norm": match[1]} | {key: int(number or 1) for key, number in numbers.items()}
@@ -164,11 +164,11 @@ def _flat(held: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}".removesuffix(".name")] = _plain(value)
+            flat[f"{prefix}{key}".removesuffix(".name")] = flat_value(value)
     return flat
 
 
-def _plain(value: Any) -> str | bool | float:
+def flat_value(value: Any) -> str | bool | float:
     """null is the word, to differ from a key that a run does not have; a list, or what no float holds, is text."""
     if value is None:
         return "null"

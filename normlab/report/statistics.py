@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 LEVEL = 0.95
 
@@ -47,6 +47,19 @@ def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
     return Estimate(n, mean, t * math.sqrt(variance / n))
 
 
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """A mean paired difference, its interval, and how far chance alone would bring it about."""
+
+    p: float
+    """Two-sided, of the paired t test that the true difference is 0; nan where n < 2."""
+    p_holm: float
+    """`p`, adjusted for the family of differences that it is one of."""
+
+
+NO_PAIR = Difference(0, math.nan, math.nan, math.nan, math.nan)
+
+
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate:
     """Mean and interval of value - baseline over the seeds that both have.
 
@@ -54,3 +67,41 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
     out of the difference; its interval is that of `estimate` on the differences.
     """
     return estimate([values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())])
+
+
+def with_p_values(differences: Sequence[Estimate]) -> list[Difference]:
+    """Each with its p-value, and with that adjusted for all of them by Holm's method."""
+    ps = [_p_value(one) for one in differences]
+    adjusted = holm(ps)
+    return [
+        Difference(one.n, one.mean, one.half_width, p, p_holm)
+        for one, p, p_holm in zip(differences, ps, adjusted, strict=True)
+    ]
+
+
+def _p_value(difference: Estimate) -> float:
+    """2 P(T > |mean| / (s / sqrt(n))), T of Student with n - 1 degrees of freedom."""
+    if difference.n < 2:
+        return math.nan
+    if difference.mean == 0:  # also where no seed differs
+        return 1.0
+    degrees = difference.n - 1
+    standard_error = difference.half_width / float(stdtrit(degrees, (1 + LEVEL) / 2))
+    t = abs(difference.mean) / standard_error if standard_error else math.inf
+    return 2 * float(stdtr(degrees, -t))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values: below 0.05 are those that Holm's method rejects at 0.05. nan stays, and is not counted.
+
+        adjusted_(i) = max over j <= i of min(1, (m - j + 1) p_(j)),   p_(1) <= ... <= p_(m)
+
+    Rejecting what is below alpha is wrong even once with probability alpha at most, however they depend.
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
+    """
+    places = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
+    adjusted, highest = [math.nan] * len(p_values), 0.0
+    for rank, place in enumerate(places):
+        highest = max(highest, min(1.0, (len(places) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted

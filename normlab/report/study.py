@@ -3,7 +3,7 @@
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import Field, dataclass, fields, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -14,8 +14,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from normlab.config import SCHEMAS, Config, ConfigError, Section
-from normlab.report.reading import Records
-from normlab.report.statistics import Estimate, estimate, paired_difference
+from normlab.config.schema import default_of
+from normlab.report.reading import Records, flat_value
+from normlab.report.statistics import Estimate, estimate
 from normlab.report.style import norm_order
 from normlab.run import RESULTS_VERSION
 from normlab.run_files import is_number
@@ -74,6 +75,12 @@ class Cell:
     def estimate(self, metric: str) -> Estimate:
         return estimate(list(self.by_seed(metric).values()))
 
+    def value(self, x: Axis) -> Value:
+        """Its value of `x`, which may be the same in all runs; None where it has no such key."""
+        if x in self.values:
+            return self.values[x]
+        return next((plain_value(run[x]) for run in self.runs if x in run), None)
+
     def without(self, *axes: Axis) -> tuple[tuple[Axis, Value], ...]:
         return tuple((axis, value) for axis, value in self.at if axis not in axes)
 
@@ -87,8 +94,11 @@ class Study:
 
     def __init__(self, *records: Records) -> None:
         self.root = records[0].root
+        self.names: tuple[str, ...] = ()
+        """Of several studies that are compared."""
         if len(records) > 1:
-            records = _named_apart(records)
+            self.names = _names(records)
+            records = _named_apart(records, self.names)
         runs = pd.concat([one.runs for one in records], ignore_index=True)
         self.points = pd.concat([one.points for one in records], ignore_index=True)
         self.points["run"] = self.points["run"].astype("category")
@@ -106,6 +116,10 @@ class Study:
         self.duplicates: list[str] = []
         self.unplaced: list[str] = []
         self.cells = self._cells()
+
+    @property
+    def title(self) -> str:
+        return " against ".join(self.names) or self.root.resolve().name
 
     def curve(self, run: str, tag: str) -> NDArray[Any]:
         """A column of `points` at one run's rows."""
@@ -138,15 +152,17 @@ class Study:
     def _axes(self) -> list[Axis]:
         """The swept keys: those of config.yaml that change a result and have several values in one norm.
 
-        A key whose section's name already says it (model.depth beside model) is none. Several studies, and
-        results of several versions of the harness, are told apart like any other key.
+        A key whose section's name already says it (model.depth beside model) is none, nor is one that has a single
+        value in each of several studies. Studies, and results of several versions of the harness, are told apart
+        like any other key.
         """
         runs = self.runs
         kept = [key for key in self.settings if key not in {"norm", "seed"} and key not in NOT_OF_IDENTITY]
         swept = [key for key in ("study", "results_version") if key in runs and runs[key].nunique() > 1]
+        apart: list[str] = [key for key in ("norm", "study") if key in runs and (key == "norm" or key in swept)]
         for key in kept:
             section = key.rpartition(".")[0]
-            by = ["norm"] if "norm" in runs else []
+            by = list(apart)
             if section in runs and section != "norm":
                 by.append(section)
             if by and (runs.groupby(by)[key].nunique() > 1).any():
@@ -177,21 +193,13 @@ class Study:
 
     @cached_property
     def missing(self) -> list[str]:
-        """Runs that the grid has room for and nobody began: every norm, as it is set somewhere, at every
-        combination of the other keys that some norm has, with every seed of the study."""
-        axes = tuple(axis for axis in self.axes if axis.startswith("norm.") or axis == "results_version")
-        seeds = {run["seed"] for cell in self.cells for run in cell.runs}
-        there = {
-            (cell.norm, cell.variant, cell.without(*axes), run["seed"]) for cell in self.cells for run in cell.runs
-        }
-        series = dict.fromkeys((cell.norm, cell.variant) for cell in self.cells)
-        places = sorted({cell.without(*axes) for cell in self.cells}, key=lambda at: [sort_key(v) for _, v in at])
+        """Runs that the grid has room for and nobody began. In each study: every norm, as it is set somewhere, at
+        every combination of the other keys that some norm has, with every seed."""
+        studies: dict[Value, list[Cell]] = defaultdict(list)
+        for cell in self.cells:
+            studies[cell.values.get("study")].append(cell)
         return [
-            Cell(norm, (*place, *variant), ()).name(seed=seed)
-            for norm, variant in series
-            for place in places
-            for seed in sorted(seeds)
-            if (norm, variant, place, seed) not in there
+            name for _, cells in sorted(studies.items(), key=lambda s: sort_key(s[0])) for name in _missing(cells)
         ]
 
     def shown_metrics(self, metric: str) -> list[str]:
@@ -231,16 +239,6 @@ class Study:
             raise ConfigError(f"baseline={name} is not in these runs; they have {', '.join(series)}.")
         return chosen[0] if chosen else None
 
-    def differences(self, metric: str, baseline: str) -> dict[Cell, Estimate]:
-        """Each cell's paired difference to the baseline's cell with the same other keys, where there is one."""
-        norm_keys = tuple(axis for axis in self.axes if axis.startswith("norm."))
-        reference = {cell.without(*norm_keys): cell for cell in self.cells if cell.series == baseline}
-        return {
-            cell: paired_difference(cell.by_seed(metric), reference[place].by_seed(metric))
-            for cell in self.cells
-            if cell.series != baseline and (place := cell.without(*norm_keys)) in reference
-        }
-
     def facets(self, x: Axis) -> list[tuple[tuple[Axis, Value], ...]]:
         """Every combination of the swept keys that are neither `x` nor a norm's own."""
         found = {self.facet(cell, x) for cell in self.cells}
@@ -258,11 +256,34 @@ def _written(directory: str) -> float:
         return 0.0
 
 
-def _named_apart(records: tuple[Records, ...]) -> tuple[Records, ...]:
+def _missing(cells: list[Cell]) -> list[str]:
+    """Those of one study."""
+    there = {(*_place(cell), run["seed"]) for cell in cells for run in cell.runs}
+    series = dict.fromkeys((cell.norm, cell.variant) for cell in cells)
+    others = sorted({_place(cell)[2] for cell in cells}, key=lambda at: [sort_key(value) for _, value in at])
+    seeds = sorted({run["seed"] for cell in cells for run in cell.runs})
+    return [
+        Cell(norm, (*other, *variant), ()).name(seed=seed)
+        for norm, variant in series
+        for other in others
+        for seed in seeds
+        if (norm, variant, other, seed) not in there
+    ]
+
+
+def _place(cell: Cell) -> tuple[str, tuple[tuple[Axis, Value], ...], tuple[tuple[Axis, Value], ...]]:
+    """(norm, its own keys, all other keys); which version of the harness it is of does not matter."""
+    own = tuple(axis for axis, _ in cell.variant)
+    return cell.norm, cell.variant, cell.without("results_version", *own)
+
+
+def _names(records: tuple[Records, ...]) -> tuple[str, ...]:
+    names = tuple(one.root.resolve().name for one in records)
+    return names if len(set(names)) == len(names) else tuple(str(one.root) for one in records)
+
+
+def _named_apart(records: tuple[Records, ...], names: tuple[str, ...]) -> tuple[Records, ...]:
     """Several studies, whose runs may have the same names: each run's begins with its study's."""
-    names = [one.root.resolve().name for one in records]
-    if len(set(names)) < len(names):
-        names = [str(one.root) for one in records]
     apart = []
     for name, one in zip(names, records, strict=True):
         runs = one.runs.assign(run=name + "/" + one.runs["run"], study=name)
@@ -273,23 +294,35 @@ def _named_apart(records: tuple[Records, ...]) -> tuple[Records, ...]:
     return tuple(apart)
 
 
-def not_of_identity() -> frozenset[str]:
-    """Keys that change no result, as the schema says."""
+def _schema() -> list[tuple[str, "Field[Any]"]]:
+    """Every key of every section, with its field."""
     sections: list[type[Section]] = [Config, *chain.from_iterable(s.values() for s in SCHEMAS.values())]
-    return frozenset(
-        f"{section.group}.{spec.name}" if section.group else spec.name
+    return [
+        (f"{section.group}.{spec.name}" if section.group else spec.name, spec)
         for section in sections
         for spec in fields(section)
-        if not spec.metadata.get("identity", True)
-    )
+    ]
 
 
-NOT_OF_IDENTITY = not_of_identity()
+NOT_OF_IDENTITY = frozenset(key for key, spec in _schema() if not spec.metadata.get("identity", True))
+"""Keys that change no result, as the schema says."""
+
+
+def _defaults() -> dict[str, list[Value]]:
+    found: dict[str, list[Value]] = defaultdict(list)
+    for key, spec in _schema():
+        found[key].append(flat_value(default_of(spec)))
+    return found
+
+
+DEFAULTS = _defaults()
+"""Of each key, as runs have them; some have another in each section."""
 
 
 def study_axes(study: Study) -> list[Axis]:
-    """The swept keys that tables and figures are drawn along; the others only tell panels apart."""
-    return [axis for axis in study.axes if axis not in ("study", "results_version")]
+    """The keys that tables and figures are drawn along: the swept ones, but for those that only tell panels apart;
+    where there is none, the batch size."""
+    return [axis for axis in study.axes if axis not in ("study", "results_version")] or ["batch_size"]
 
 
 def plain_value(value: Any) -> Value:

@@ -2,13 +2,14 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from normlab.report.statistics import Estimate
-from normlab.report.study import Axis, Cell, Study, describe, show, sort_key
+from normlab.report.contrasts import Contrast, contrasts
+from normlab.report.statistics import NO_PAIR, Difference, Estimate
+from normlab.report.study import Axis, Cell, Study, Value, describe, show, sort_key
 
 UNFINISHED = ("running", "queued", "waiting", "stale", "unreadable")
 IN_WORDS = "mean ± 95 percent interval over n seeds (Student t)"
@@ -21,42 +22,55 @@ class Grid:
     title: str
     x: Axis
     columns: list[str]
+    """What each is headed: "batch_size=4"."""
     rows: list[list[str]]
     """The series' name first."""
 
 
 def grids(study: Study, metric: str, x: Axis, baseline: str | None) -> list[Grid]:
-    """A table for each combination of the other swept keys, and each one's difference to the baseline."""
+    """A table for each combination of the other swept keys, and each one's differences."""
     made = _facet_grids(
         study, f"{metric}, {IN_WORDS}", x, study.cells, lambda cell: _result(cell, metric, cell.estimate(metric))
     )
-    if baseline is not None:
-        differences = study.differences(metric, baseline)
-        title = f"{metric} minus that of {baseline} with the same seed, {IN_WORDS.replace('seeds', 'pairs')}"
-        made += _facet_grids(study, title, x, list(differences), lambda cell: _number(differences[cell]))
+    for contrast in contrasts(study, baseline):
+        differences = contrast.differences(metric)
+        made += _facet_grids(
+            study, contrast.title(metric), x, list(differences), _differences_in_words(differences)
+        )
     return made
 
 
-def _facet_grids(study: Study, title: str, x: Axis, cells: list[Cell], text: Callable[[Cell], str]) -> list[Grid]:
+def _differences_in_words(differences: Mapping[Cell, Difference]) -> Callable[[Cell], str]:
+    return lambda cell: _number(differences[cell], differences[cell].p_holm)
+
+
+def _facet_grids(
+    study: Study, title: str, x: Axis, cells: list[Cell], text: Callable[[Cell], str], unsaid: Axis = ""
+) -> list[Grid]:
     made = []
-    own = x.startswith("norm.")
     for facet in study.facets(x):
-        chosen = [cell for cell in cells if study.facet(cell, x) == facet and (x in cell.values or not own)]
+        chosen = [cell for cell in cells if study.facet(cell, x) == facet]
         if not chosen:
             continue
-        values = sorted({cell.values.get(x) for cell in chosen}, key=sort_key)
+        values = sorted({cell.value(x) for cell in chosen}, key=lambda value: (value is None, sort_key(value)))
         rows: dict[str, dict[object, str]] = {}
         for cell in chosen:
-            rows.setdefault(series_against(cell, x), {})[cell.values.get(x)] = text(cell)
+            rows.setdefault(series_against(cell, x), {})[cell.value(x)] = text(cell)
+        place = describe({axis: value for axis, value in facet if axis != unsaid})
         made.append(
             Grid(
-                title + (f"; {describe(facet)}" if facet else ""),
+                f"{title}; {place}".removesuffix("; "),
                 x,
-                ["all" if value is None else show(value) for value in values],
-                [[name, *(row.get(value, "missing") for value in values)] for name, row in rows.items()],
+                [f"without {x}" if value is None else f"{x}={show(value)}" for value in values],
+                [[name, *(row.get(value, _absent(row, value)) for value in values)] for name, row in rows.items()],
             )
         )
     return made
+
+
+def _absent(row: Mapping[object, str], value: Value) -> str:
+    """A norm without the key x has a column of its own: it lacks nothing in the others, nor they in its."""
+    return "" if value is None or None in row else "missing"
 
 
 def series_against(cell: Cell, x: Axis) -> str:
@@ -75,12 +89,13 @@ def _result(cell: Cell, metric: str, found: Estimate) -> str:
     return ", ".join(words)
 
 
-def _number(found: Estimate) -> str:
+def _number(found: Estimate, p: float = math.nan) -> str:
     if found.n == 0:
         return "no pair"
     if found.n == 1:
         return f"{decimals(found.mean)} (n=1, no interval)"
-    return f"{decimals(found.mean)} ± {decimals(found.half_width, like=found.mean)} (n={found.n})"
+    chance = "" if math.isnan(p) else ", p<0.001" if p < 0.001 else f", p={p:.2g}"
+    return f"{decimals(found.mean)} ± {decimals(found.half_width, like=found.mean)} (n={found.n}{chance})"
 
 
 def decimals(value: float, like: float | None = None) -> str:
@@ -93,8 +108,9 @@ def decimals(value: float, like: float | None = None) -> str:
 def cells_table(study: Study, metrics: list[str], baseline: str | None) -> pd.DataFrame:
     """A row for each cell and metric: what tables.csv holds. An interval that there is not is empty."""
     rows = []
+    compared = contrasts(study, baseline)
     for metric in metrics:
-        differences = study.differences(metric, baseline) if baseline else {}
+        differences = [(contrast, contrast.differences(metric)) for contrast in compared]
         for cell in study.cells:
             found, states = cell.estimate(metric), cell.states
             row = {
@@ -108,12 +124,23 @@ def cells_table(study: Study, metrics: list[str], baseline: str | None) -> pd.Da
                 "high": found.high,
                 **{state: states[state] for state in ("diverged", "failed", *UNFINISHED)},
             }
-            if baseline:
-                pair = differences.get(cell, Estimate(0, math.nan, math.nan))
-                row |= {f"minus {baseline}": pair.mean, "minus low": pair.low, "minus high": pair.high}
-                row["pairs"] = pair.n
+            for contrast, of in differences:
+                row |= _difference_columns(contrast, of.get(cell, NO_PAIR))
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _difference_columns(contrast: Contrast, found: Difference) -> dict[str, float]:
+    """Of a difference to the baseline, and with longer names of one between studies."""
+    before, after = (f"{contrast.label} ", contrast.label) if contrast.of else ("", "minus")
+    return {
+        contrast.label: found.mean,
+        f"{after} low": found.low,
+        f"{after} high": found.high,
+        f"{before}pairs": found.n,
+        f"{before}p": found.p,
+        f"{before}p_holm": found.p_holm,
+    }
 
 
 def runs_table(study: Study) -> pd.DataFrame:
@@ -125,7 +152,7 @@ def runs_table(study: Study) -> pd.DataFrame:
 
 
 def as_markdown(grid: Grid) -> str:
-    head = ["norm", *(f"{grid.x}={column}" for column in grid.columns)]
+    head = ["norm", *grid.columns]
     lines = [_line(head), _line(["---"] * len(head)), *(_line(row) for row in grid.rows)]
     return f"**{escape(grid.title)}**\n\n" + "\n".join(lines) + "\n"
 

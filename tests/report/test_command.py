@@ -97,7 +97,12 @@ def test_two_studies_stand_side_by_side(trained, study_folder, tmp_path, capsys)
     shown = capsys.readouterr().out
     assert "study=other" in shown
     assert "study=study" in shown
+    assert "val/accuracy of study minus that of other with the same seed" in shown
+    assert (tmp_path / "out" / "tables.md").read_text().startswith("# study against other\n")
+    assert "<title>study against other</title>" in (tmp_path / "out" / "index.html").read_text()
     cells = pd.read_csv(tmp_path / "out" / "tables.csv")
+    of_bn = cells[(cells["metric"] == "val/accuracy") & (cells["norm"] == "bn") & (cells["study"] == "study")]
+    assert of_bn["study minus other"].tolist() == [0, 0]  # a copy of it
     n = cells[cells["metric"] == "val/accuracy"].groupby("study")["n"].sum()
     assert n.to_dict() == {"other": 4, "study": 8}
     assert not (study_folder / "comparison").exists()

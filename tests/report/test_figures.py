@@ -3,6 +3,7 @@
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.markers import CARETDOWN, CARETUP
 
 from normlab.report.curves import MOST_POINTS, mean_curve
 from normlab.report.figures import against, draw, learning_curves, save
@@ -47,6 +48,116 @@ def test_the_second_axis_has_the_normalization_batch_size(study):
     [top] = panel.child_axes
     assert [label.get_text() for label in top.get_xticklabels()] == ["4\n1", "8\n1"]
     assert any(text.get_text() == "NBS of bn\ngn" for text in panel.texts)
+
+
+def nbs_rows(panel):
+    """{name: normalization batch sizes along the axis} as it is written above a panel."""
+    [top] = panel.child_axes
+    [names] = [text.get_text() for text in panel.texts if text.get_text().startswith("NBS of ")]
+    columns = [label.get_text().split("\n") for label in top.get_xticklabels()]
+    return dict(zip(names.removeprefix("NBS of ").split("\n"), zip(*columns, strict=True), strict=True))
+
+
+def test_sync_groups_of_another_size_have_a_normalization_batch_size_of_their_own(tmp_path):
+    for batch_size in (2, 4):
+        make_run(tmp_path, batch_size=batch_size)
+        for groups in (2, 4):
+            make_run(tmp_path, batch_size=batch_size, norm="gn", norm__num_groups=groups)
+        for group, nbs in ((4, 4 * batch_size), ("null", 8 * batch_size)):
+            result = {"normalization_batch_size": nbs}
+            make_run(tmp_path, batch_size=batch_size, norm="syncbn", norm__sync_group_size=group, result=result)
+    drawn = against(Study(read(tmp_path)), "val/accuracy", "batch_size")
+    assert nbs_rows(drawn.figure.axes[0]) == {
+        "bn": ("2", "4"),
+        "syncbn sync_group_size=4": ("8", "16"),
+        "syncbn sync_group_size=null": ("16", "32"),
+        "gn": ("1", "1"),
+    }
+
+
+def arrows(panel):
+    return {
+        (line.get_marker(), line.get_ydata()[0])
+        for line in panel.lines
+        if line.get_marker() in (CARETUP, CARETDOWN)
+    }
+
+
+def test_an_interval_of_two_unlike_seeds_is_cut_with_arrows_and_the_others_can_be_read(tmp_path):
+    """0.95 and 0.65: 0.80 ± 1.91, of an accuracy. The others are within 0.78 and 0.84."""
+    for batch_size, accuracies in ((2, (0.80, 0.81, 0.82)), (4, (0.80, 0.82, 0.81)), (8, (0.95, 0.65))):
+        for seed, accuracy in enumerate(accuracies):
+            make_run(tmp_path, accuracy, batch_size=batch_size, seed=seed)
+    panel = against(Study(read(tmp_path)), "val/accuracy", "batch_size").figure.axes[0]
+    low, high = panel.get_ylim()
+    assert 10 < low < 17
+    assert 22 < high < 30
+    assert arrows(panel) == {(CARETDOWN, low), (CARETUP, high)}
+
+
+def test_an_axis_ends_where_values_do(tmp_path):
+    for seed, error in enumerate((0.01, 0.10)):  # 5.5 ± 57 percent
+        make_run(tmp_path, seed=seed, result={"metrics": {"val/accuracy": 1 - error, "val/loss": error}})
+    study = Study(read(tmp_path))
+    panel = against(study, "val/accuracy", "batch_size").figure.axes[0]
+    assert panel.get_ylim()[0] == 0
+    assert panel.get_ylim()[1] < 100
+    assert {marker for marker, _ in arrows(panel)} == {CARETDOWN}
+    assert against(study, "val/loss", "batch_size").figure.axes[0].get_ylim()[0] == 0
+
+
+def test_intervals_of_a_like_length_are_drawn_whole(tmp_path):
+    for batch_size in (2, 4):
+        for seed, accuracy in enumerate((0.4, 0.5, 0.6)):
+            make_run(tmp_path, accuracy, batch_size=batch_size, seed=seed)
+    study = Study(read(tmp_path))
+    panel = against(study, "val/accuracy", "batch_size").figure.axes[0]
+    found = study.cells[0].estimate("val/accuracy")
+    assert arrows(panel) == set()
+    assert panel.get_ylim()[0] < 100 * (1 - found.high)
+    assert panel.get_ylim()[1] > 100 * (1 - found.low)
+
+
+def test_a_run_that_diverged_does_not_stretch_the_curves(tmp_path):
+    make_run(tmp_path, curve={10: 0.5, 20: 0.6})
+    make_run(tmp_path, seed=1, status="diverged", curve={10: 0.5, 20: 1e6})
+    panel = learning_curves(Study(read(tmp_path)), "val/accuracy").figure.axes[0]
+    assert panel.get_ylim() == pytest.approx((39.5, 50.5))
+
+
+def test_figures_begin_with_what_was_swept_and_the_paper_stands_beside_the_batch_size_alone(tmp_path):
+    for world_size in (1, 2):
+        make_run(tmp_path / "ranks", world_size=world_size)
+        make_run(tmp_path / "batch", batch_size=4 * world_size)
+    names = {
+        folder: [one.name for one in draw(Study(read(tmp_path / folder)), "val/accuracy")]
+        for folder in ("ranks", "batch")
+    }
+    assert names["ranks"][0] == "val_accuracy_vs_world_size"
+    assert "val_accuracy_vs_batch_size" not in names["ranks"]
+
+    def panels(folder, **options):
+        return len(next(draw(Study(read(tmp_path / folder)), "val/accuracy", **options)).figure.axes)
+
+    assert (panels("ranks"), panels("batch"), panels("batch", paper=False)) == (1, 2, 1)
+
+
+def test_a_single_batch_size_is_drawn_at_its_number_without_the_paper(tmp_path):
+    make_run(tmp_path, batch_size=16)
+    [panel] = against(Study(read(tmp_path)), "val/accuracy", "batch_size").figure.axes
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["16"]
+
+
+def test_against_a_norms_own_key_the_others_are_lines_across(tmp_path):
+    make_run(tmp_path, 0.75)
+    for groups in (2, 4):
+        make_run(tmp_path, 0.5, norm="gn", norm__num_groups=groups)
+    drawn = against(Study(read(tmp_path)), "val/accuracy", "norm.num_groups")
+    [panel] = drawn.figure.axes
+    across = [line.get_ydata()[0] for line in panel.lines if list(line.get_xdata()) == [0, 1]]
+    assert across == [25.0]
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["2", "4"]
+    assert [text.get_text() for text in drawn.figure.legends[0].get_texts()] == ["bn", "gn"]
 
 
 def test_one_seed_is_hollow_and_without_an_interval_and_diverged_runs_are_counted_above(tmp_path):

@@ -102,11 +102,12 @@ def test_hovering_names_the_run_or_the_cell(open_page, browser, study_folder):
 def test_a_click_on_the_legend_hides_a_norm(open_page, browser, study_folder):
     open_page(study_folder)
     before = len(texts(browser, "#against .scatterlayer .trace"))
-    browser.find_element(By.CSS_SELECTOR, "#against .legendtoggle").click()  # bn: means and single runs
-    wait(browser, lambda b: len(texts(b, "#against .scatterlayer .trace")) == before - 2)
-    left = browser.execute_script(
-        "return document.getElementById('against').data.filter(t => (t.visible ?? true) === true).map(t => t.name)"
-    )
+    script = "return document.getElementById('against').data.filter(t => t.legendgroup === 'bn').length"
+    of_bn = browser.execute_script(script)
+    browser.find_element(By.CSS_SELECTOR, "#against .legendtoggle").click()  # bn: means, single runs, arrows
+    wait(browser, lambda b: len(texts(b, "#against .scatterlayer .trace")) == before - of_bn)
+    shown = "document.getElementById('against').data.filter(t => (t.visible ?? true) === true)"
+    left = browser.execute_script(f"return {shown}.map(t => t.legendgroup)")
     assert set(left) == {"gn"}
 
 
@@ -120,7 +121,7 @@ def test_metric_and_axes_are_chosen_and_tables_follow(open_page, browser, study_
     Select(browser.find_element(By.ID, "x")).select_by_visible_text("images_per_second")
     assert texts(browser, "#against .xtitle") == ["images_per_second"]
     Select(browser.find_element(By.ID, "kind")).select_by_index(1)
-    assert texts(browser, "#against .ytitle") == ["val/loss minus that of bn"]
+    assert texts(browser, "#against .ytitle") == ["val/loss, minus bn"]
     Select(browser.find_element(By.ID, "curve")).select_by_visible_text("train/loss")
     names = browser.execute_script("return document.getElementById('curves').data.map(t => t.customdata[0])")
     cells = [cell for cell in study.cells if cell.values["batch_size"] == 4]
@@ -160,6 +161,85 @@ def test_a_run_shows_its_settings_curve_log_and_directory(open_page, browser, st
     assert set(settings) >= {"batch_size", "data.num_train", "norm.eps"}
     link = browser.find_element(By.ID, "run-link").get_attribute("href")
     assert unquote(urlparse(link).path) == str(study_folder.resolve() / name)
+
+
+def choose(browser, place, text):
+    Select(browser.find_element(By.CSS_SELECTOR, place)).select_by_visible_text(text)
+
+
+def drawn(browser, plot="against"):
+    """The names of what a plot shows with points in it."""
+    script = "return document.getElementById(arguments[0]).data.filter(t => t.x.length).map(t => t.name)"
+    return set(browser.execute_script(script, plot))
+
+
+def test_the_page_opens_with_runs_and_every_choice_leads_to_some(open_page, browser, tmp_path):
+    """Two studies that share no setting: most combinations of the swept keys have no run."""
+    for lr in (0.1, 0.2):
+        make_run(tmp_path / "a", seed=0, status=None, optim__lr=lr, batch_size=2)  # first in order, and no mean
+        for seed in (0, 1):
+            make_run(tmp_path / "b", seed=seed, optim__lr=5 * lr, batch_size=8, norm="gn", curve={8: 0.5})
+    open_page(tmp_path)
+    assert drawn(browser) == drawn(browser, "curves") == {"gn"}
+    assert texts(browser, "#facets label")[0].startswith("study")
+    choose(browser, "#x", "optim.lr")
+    assert drawn(browser) == {"gn"}
+    choose(browser, "#x", "images_per_second")
+    choose(browser, "#facets [data-axis='optim.lr']", "0.5")
+    assert drawn(browser) == {"gn"}
+    choose(browser, "#facets [data-axis='study']", "a")
+    followed = browser.find_element(By.CSS_SELECTOR, "#facets [data-axis='optim.lr']")
+    assert Select(followed).first_selected_option.text in ("0.1", "0.2")
+    assert "nothing to show" in "".join(texts(browser, "#against .annotation"))
+    choose(browser, "#facets [data-axis='optim.lr']", "1")
+    assert drawn(browser) == {"gn"}
+
+
+def test_the_page_begins_with_what_was_swept(open_page, browser, tmp_path):
+    for world_size in (1, 2):
+        make_run(tmp_path, world_size=world_size)
+    open_page(tmp_path)
+    assert texts(browser, "#against .xtitle") == ["world_size"]
+
+
+def test_two_studies_are_in_the_title_and_their_difference_can_be_shown(open_page, browser, tmp_path):
+    for name, accuracy in (("a", 0.7), ("b", 0.5)):
+        for batch_size in (2, 4):
+            for seed in (0, 1):
+                make_run(tmp_path / name, accuracy + seed / 10, batch_size=batch_size, seed=seed)
+    study = Study(read(tmp_path / "a"), read(tmp_path / "b"))
+    write_page(study, "val/accuracy", "bn", [], tmp_path)
+    browser.get((tmp_path / "index.html").as_uri())
+    assert texts(browser, "h1") == ["a against b"]
+    choose(browser, "#kind", "a minus b")
+    shown = browser.execute_script("return document.getElementById('against').data[0].y")
+    assert shown == pytest.approx([-20, -20])  # of the error, in percentage points
+    assert {"a minus b", "p (Holm)"} <= set(texts(browser, "#cells th"))
+
+
+def test_against_a_norms_own_key_the_page_joins_its_values_and_keeps_the_baseline(open_page, browser, tmp_path):
+    make_run(tmp_path, 0.75)
+    for groups in (2, 4):
+        make_run(tmp_path, 0.5, norm="gn", norm__num_groups=groups)
+    open_page(tmp_path)
+    shown = browser.execute_script("return document.getElementById('against').data.map(t => [t.name, t.x])")
+    assert ["gn", ["2", "4"]] in shown
+    assert ["bn", ["without norm.num_groups"]] in shown
+
+
+def test_the_page_cuts_an_interval_that_would_hide_the_others(open_page, browser, tmp_path):
+    for batch_size, accuracies in ((2, (0.80, 0.81, 0.82)), (4, (0.80, 0.82, 0.81)), (8, (0.90, 0.70))):
+        for seed, accuracy in enumerate(accuracies):
+            make_run(tmp_path, accuracy, batch_size=batch_size, seed=seed)
+    open_page(tmp_path)
+    low, high = browser.execute_script("return document.getElementById('against').layout.yaxis.range")
+    assert 8 < low <= 10  # the single runs at 10 and 30 percent are drawn, the interval's 20 ± 127 is not
+    assert 30 <= high < 32
+    cut = "document.getElementById('against').data.filter(t => t.name === 'cut')"
+    assert browser.execute_script(f"return {cut}.map(t => [t.marker.symbol, t.y[0]])") == [
+        ["triangle-down", low],
+        ["triangle-up", high],
+    ]
 
 
 EVIL = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=2>"

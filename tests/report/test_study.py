@@ -117,6 +117,42 @@ def test_missing_runs_are_those_that_the_grid_has_room_for(tmp_path):
     assert said(study)["3 missing from the grid"] == tuple(missing)
 
 
+def test_missing_runs_are_asked_for_by_their_own_study_alone(tmp_path):
+    """bn and gn at two batch sizes here, syncbn at two learning rates there: neither asks for the other's."""
+    for norm, batch_size in (("bn", 2), ("bn", 4), ("gn", 2)):
+        make_run(tmp_path / "here", norm=norm, batch_size=batch_size)
+    for lr in (0.1, 0.2):
+        make_run(tmp_path / "there", norm="syncbn", optim__lr=lr, seed=7)
+    study = study_of(tmp_path)
+    assert study.axes == ["study", "batch_size", "optim.lr"]
+    assert study.missing == ["gn study=here batch_size=4 optim.lr=0.1 seed=0"]
+
+
+def test_a_key_that_each_study_has_once_is_said_and_is_not_swept(tmp_path):
+    for name, epochs in (("a", 10), ("b", 20)):
+        for batch_size in (2, 4):
+            make_run(
+                tmp_path / name, epochs=epochs, batch_size=batch_size, norm="gn", norm__num_groups=epochs // 5
+            )
+    study = study_of(tmp_path / "a", tmp_path / "b")
+    assert study.axes == ["study", "batch_size"]
+    assert "epochs differs with the study, so their difference may be its: a 10, b 20" in said(study)
+    assert "norm.num_groups differs with the study, so their difference may be its: gn: a 2, b 4" in said(study)
+
+
+def test_what_all_runs_share_is_said_where_it_is_off_its_default_or_always_wanted(tmp_path):
+    for seed in (0, 1):
+        settings = {"data__train_samples": 4000, "virtual_ranks": 8, "optim__lr": 0.1, "optim__momentum": 0.5}
+        make_run(tmp_path, seed=seed, epochs=3, optim__nesterov=False, threads=3, **settings)
+    make_run(tmp_path, status="failed", seed=2, epochs=9)
+    [text] = [text for text in said(study_of(tmp_path)) if text.startswith("all have ")]
+    always = "model resnet8; data shapes; data.train_samples 4000; epochs 3; batch_size 4; world_size 1"
+    assert text.startswith(f"all have {always}; virtual_ranks 8; ")
+    assert "optim.momentum 0.5" in text
+    assert "optim.lr" not in text  # its default
+    assert "threads" not in text  # changes no result
+
+
 def test_two_runs_of_one_cell_and_seed_are_named_and_the_last_is_counted(tmp_path):
     for name, accuracy, written in (("old", 0.1, 1000), ("new", 0.9, 2000)):
         directory = make_run(tmp_path, accuracy, name=name)
@@ -135,19 +171,6 @@ def test_runs_whose_place_is_not_known_are_named(tmp_path):
     study = study_of(tmp_path)
     assert study.unplaced == ["lost"]
     assert any("1 runs that no cell counts" in text for text in said(study))
-
-
-def test_differences_are_paired_by_seed_within_the_same_other_keys(tmp_path):
-    accuracies = {("bn", 2): [0.1, 0.3], ("gn", 2): [0.2, 0.5], ("bn", 4): [0.6, 0.6], ("gn", 4): [0.5, 0.4]}
-    for (norm, batch_size), values in accuracies.items():
-        for seed, accuracy in enumerate(values):
-            make_run(tmp_path, accuracy, norm=norm, batch_size=batch_size, seed=seed)
-    make_run(tmp_path, 0.9, norm="gn", batch_size=2, seed=7)
-    study = study_of(tmp_path)
-    found = {cell.values["batch_size"]: e for cell, e in study.differences("val/accuracy", "bn").items()}
-    assert {batch: (e.n, round(e.mean, 12)) for batch, e in found.items()} == {2: (2, 0.15), 4: (2, -0.15)}
-    assert study.baseline(None) == "bn"
-    assert study.baseline("gn") == "gn"
 
 
 def test_metrics_come_from_results_from_measurements_and_from_the_last_point(study, tmp_path):
@@ -179,6 +202,7 @@ def test_studies_that_are_compared_keep_their_runs_apart(tmp_path):
             make_run(tmp_path / name, accuracy, seed=seed, name=f"same{seed}", curve={8: accuracy})
     study = study_of(tmp_path / "a", tmp_path / "b")
     assert study.axes == ["study"]
+    assert study.title == "a against b"
     assert {c.values["study"]: c.estimate("val/accuracy").mean for c in study.cells} == {"a": 0.4, "b": 0.7}
     assert study.curve("b/same1", "val/accuracy").tolist() == [0.7]
     assert study.duplicates == []

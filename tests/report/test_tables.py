@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from normlab.report.__main__ import main
+from normlab.report.contrasts import contrasts
 from normlab.report.reading import read
 from normlab.report.statistics import estimate
 from normlab.report.study import Study
@@ -27,21 +28,27 @@ def mixed(tmp_path):
 def test_a_cell_says_its_mean_interval_and_n_and_what_is_not_in_them(mixed):
     results, differences = grids(mixed, "val/accuracy", "batch_size", "bn")
     half = estimate([0.4, 0.5, 0.6]).half_width
-    assert results.columns == ["2", "16"]
+    assert results.columns == ["batch_size=2", "batch_size=16"]
     assert results.rows == [
         ["bn", f"0.5000 ± {half:.4f} (n=3)", "0.5000 (n=1, no interval), 1 diverged"],
         ["gn num_groups=2", f"0.6000 ± {half:.4f} (n=3)", "missing"],
         ["gn num_groups=4", "1 diverged", "missing"],
     ]
-    assert differences.rows == [["gn num_groups=2", "0.1000 ± 0.0000 (n=3)"], ["gn num_groups=4", "no pair"]]
+    assert differences.rows == [
+        ["gn num_groups=2", "0.1000 ± 0.0000 (n=3, p<0.001)"],
+        ["gn num_groups=4", "no pair"],
+    ]
     assert "minus that of bn with the same seed" in differences.title
 
 
-def test_against_a_norms_own_key_only_norms_that_have_it_are_rows(mixed):
-    at_2, *_ = grids(mixed, "val/accuracy", "norm.num_groups", None)
-    assert (at_2.x, at_2.columns) == ("norm.num_groups", ["2", "4"])
-    assert [row[0] for row in at_2.rows] == ["gn"]
+def test_against_a_norms_own_key_norms_without_it_have_a_column_of_their_own(mixed):
+    at_2, at_16, *_ = grids(mixed, "val/accuracy", "norm.num_groups", None)
+    assert at_2.columns == ["norm.num_groups=2", "norm.num_groups=4", "without norm.num_groups"]
+    [bn, gn] = at_2.rows
+    assert (bn[0], bn[1:3], bn[3][-5:]) == ("bn", ["", ""], "(n=3)")
+    assert (gn[0], gn[2], gn[3]) == ("gn", "1 diverged", "")
     assert at_2.title.endswith("batch_size=2")
+    assert at_16.columns == ["without norm.num_groups"]
 
 
 def test_other_swept_keys_make_tables_of_their_own(tmp_path):
@@ -51,11 +58,11 @@ def test_other_swept_keys_make_tables_of_their_own(tmp_path):
     study = Study(read(tmp_path))
     by_batch = grids(study, "val/accuracy", "batch_size", None)
     assert [(g.title.rpartition("; ")[2], g.columns) for g in by_batch] == [
-        ("optim.lr=0.1", ["2", "4"]),
-        ("optim.lr=0.2", ["2", "4"]),
+        ("optim.lr=0.1", ["batch_size=2", "batch_size=4"]),
+        ("optim.lr=0.2", ["batch_size=2", "batch_size=4"]),
     ]
     by_lr = grids(study, "val/accuracy", "optim.lr", None)
-    assert [g.columns for g in by_lr] == [["0.1", "0.2"]] * 2
+    assert [g.columns for g in by_lr] == [["optim.lr=0.1", "optim.lr=0.2"]] * 2
     assert by_lr[0].rows == [["bn", "0.1000 (n=1, no interval)", "0.2000 (n=1, no interval)"]]
 
 
@@ -64,9 +71,9 @@ def test_the_csv_has_a_row_for_each_cell_and_metric(study):
     assert len(table) == 2 * len(study.cells)
     row = table[(table["metric"] == "val/loss") & (table["norm"] == "gn") & (table["batch_size"] == 4)].iloc[0]
     [cell] = [c for c in study.cells if c.norm == "gn" and c.values["batch_size"] == 4]
-    found, pair = cell.estimate("val/loss"), study.differences("val/loss", "bn")[cell]
+    found, pair = cell.estimate("val/loss"), contrasts(study, "bn")[0].differences("val/loss")[cell]
     assert (row["n"], row["mean"], row["low"], row["high"]) == (2, found.mean, found.low, found.high)
-    assert (row["pairs"], row["minus bn"]) == (2, pair.mean)
+    assert (row["pairs"], row["minus bn"], row["p"], row["p_holm"]) == (2, pair.mean, pair.p, pair.p_holm)
     assert table.loc[table["batch_size"] == 8, "failed"].sum() == 2  # bn's failed seed, at two metrics
     runs = runs_table(study)
     assert len(runs) == len(study.runs)
@@ -106,5 +113,5 @@ def test_numbers_have_the_places_that_their_size_asks_for():
 def test_a_study_of_one_run_has_a_table(tmp_path):
     make_run(tmp_path)
     [grid] = grids(Study(read(tmp_path)), "val/accuracy", "batch_size", None)
-    assert (grid.columns, grid.rows) == (["all"], [["bn", "0.5000 (n=1, no interval)"]])
+    assert (grid.columns, grid.rows) == (["batch_size=4"], [["bn", "0.5000 (n=1, no interval)"]])
     assert isinstance(cells_table(Study(read(tmp_path)), ["val/accuracy"], "bn"), pd.DataFrame)

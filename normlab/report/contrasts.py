@@ -1,0 +1,76 @@
+"""What cells are compared with: a baseline's, or those of another study."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from normlab.report.statistics import Difference, paired_difference, with_p_values
+from normlab.report.study import Cell, Study
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Cells, each beside the one that is subtracted from it."""
+
+    of: str
+    """The study whose cells these are; empty where they are all but the baseline's."""
+    to: str
+    """What is subtracted: the baseline's series, or a study."""
+    pairs: Mapping[Cell, Cell]
+
+    @property
+    def label(self) -> str:
+        return f"{self.of} minus {self.to}".strip()
+
+    def differences(self, metric: str) -> dict[Cell, Difference]:
+        """Paired by seed. The family that p-values are adjusted for is all of these."""
+        found = [
+            paired_difference(one.by_seed(metric), other.by_seed(metric)) for one, other in self.pairs.items()
+        ]
+        return dict(zip(self.pairs, with_p_values(found), strict=True))
+
+    def title(self, metric: str) -> str:
+        """What a table of them is called."""
+        count = family(self.differences(metric))
+        of = f" of {self.of}" if self.of else ""
+        adjusted = f", p adjusted by Holm for {count} differences" if count else ""
+        interval = "mean ± 95 percent interval over n pairs (Student t)"
+        return f"{metric}{of} minus that of {self.to} with the same seed, {interval}{adjusted}"
+
+    def explanation(self, metric: str) -> str:
+        """What its intervals and p-values mean, or nothing where there is none."""
+        count = family(self.differences(metric))
+        if not count:
+            return ""
+        which = "between the studies" if self.of else f"to {self.to}"
+        return (
+            f"{metric} {self.label}: an interval is for its own difference; it holds the true one in 95 of 100 "
+            "studies, and is not corrected for how many there are. p (paired t test) is corrected for that, by "
+            f"Holm's method, over all {count} differences {which}: calling every one with p < 0.05 different is "
+            "wrong, even once, in at most 5 of 100 studies."
+        )
+
+
+def family(differences: Mapping[Cell, Difference]) -> int:
+    """How many have a p-value."""
+    return sum(one.n > 1 for one in differences.values())
+
+
+def contrasts(study: Study, baseline: str | None) -> list[Contrast]:
+    """To the baseline, where there is one; and of the first study to the second, where two are compared."""
+    made = []
+    if baseline is not None:
+        keys = tuple(axis for axis in study.axes if axis.startswith("norm."))
+        reference = {cell.without(*keys): cell for cell in study.cells if cell.series == baseline}
+        pairs = {
+            cell: reference[place]
+            for cell in study.cells
+            if cell.series != baseline and (place := cell.without(*keys)) in reference
+        }
+        made.append(Contrast("", baseline, pairs))
+    if len(study.names) == 2:
+        first, second = study.names
+        other = {(c.norm, *c.without("study")): c for c in study.cells if c.values.get("study") == second}
+        mine = {(c.norm, *c.without("study")): c for c in study.cells if c.values.get("study") == first}
+        pairs = {cell: other[place] for place, cell in mine.items() if place in other}
+        made.append(Contrast(first, second, pairs))
+    return made
