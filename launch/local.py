@@ -103,7 +103,7 @@ def _reuse_fork_server() -> None:
     """Fork this job's ranks from the server that it was forked from itself, torch imported.
 
     Python documents that a child reuses its parent's server, yet 3.11 to 3.14 start another, without preload,
-    since only the server's address reaches the child, not its process id, nor its key (see `preload`).
+    since only the server's address reaches the child, not its process id, nor its key (see `_start_fork_server`).
     """
     server: Any = multiprocessing.forkserver._forkserver
     if server._forkserver_address is not None:
