@@ -4,9 +4,7 @@ import logging
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
-import multiprocessing.util
 import os
-import shutil
 import sys
 import tempfile
 import uuid
@@ -18,7 +16,6 @@ from launch.environment import spin_briefly
 from launch.process import (
     USER_ERROR,
     Surroundings,
-    clean_up_on_stop_signals,
     end_with_parent,
     stop_signals_blocked,
     stop_signals_raise,
@@ -66,14 +63,12 @@ def _start_fork_server() -> None:
     if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR:
         tempfile.tempdir = "/tmp"
     try:
-        folder = multiprocessing.util.get_temp_dir()  # Python removes it at exit, but not at a signal
+        with stop_signals_blocked():
+            multiprocessing.resource_tracker.ensure_running()  # it lets in, here, what it ignores itself
+        with stop_signals_blocked():  # until there is the server, which removes the socket's folder
+            multiprocessing.forkserver.ensure_running()
     finally:
         tempfile.tempdir = former
-    clean_up_on_stop_signals(lambda: shutil.rmtree(folder, ignore_errors=True))
-    with stop_signals_blocked():
-        multiprocessing.resource_tracker.ensure_running()
-    with stop_signals_blocked():  # once more: the tracker's start unblocks what it ignores
-        multiprocessing.forkserver.ensure_running()
     # From Python 3.14 on the server asks for a key. Its children are not told that, but their parent's own.
     if key := getattr(multiprocessing.forkserver._forkserver, "_forkserver_authkey", None):
         multiprocessing.current_process().authkey = key

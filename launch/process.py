@@ -57,6 +57,13 @@ class _Output(io.FileIO):
             return memoryview(data).nbytes
 
 
+def _writes_to(stream: io.TextIOBase, descriptor: int) -> bool:
+    try:
+        return stream.fileno() == descriptor
+    except (OSError, ValueError):
+        return False
+
+
 def outlive_output() -> None:
     """Let stdout and stderr of this process fail: a closed pipe or terminal, or a full disk, ends no run.
 
@@ -64,6 +71,8 @@ def outlive_output() -> None:
     """
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOBase) and not _writes_to(stream, descriptor):
+            continue  # somebody put their own in its place
         if stream is None:  # closed from the start; the next file to be opened would take its place
             nowhere = os.open(os.devnull, os.O_WRONLY)
             if nowhere != descriptor:
@@ -107,18 +116,6 @@ def stop_signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
-
-
-def clean_up_on_stop_signals(clean_up: Callable[[], None]) -> None:
-    """Have a stop signal that nobody else awaits call `clean_up` before it ends this process."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        clean_up()
-        signal.signal(number, signal.SIG_DFL)
-        signal.raise_signal(number)
-
-    for number in stop_signals():
-        signal.signal(number, leave)
 
 
 @contextmanager
