@@ -29,6 +29,23 @@ class DataConfig(Choice):
     augment: bool = True
     """Random crop after padding by 4 pixels, and random horizontal flip."""
 
+    input_mean: list[float] | None = setting(None, minimum=0, maximum=1)
+    """What is subtracted from each channel of pixels in [0, 1], in training and evaluation. null: the training
+    data's mean. Pretrained weights expect what they were trained with: ImageNet's [0.485, 0.456, 0.406]."""
+
+    input_std: list[float] | None = setting(None, minimum=0.001)
+    """What each channel is divided by then. null: the training data's deviation. ImageNet's:
+    [0.229, 0.224, 0.225]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, other in (("input_mean", "input_std"), ("input_std", "input_mean")):
+            value = getattr(self, name)
+            if value is not None and len(value) != 3:
+                raise ConfigError(f"data.{name}={value}: give 3 values, one for each of red, green and blue.")
+            if value is not None and getattr(self, other) is None:
+                raise ConfigError(f"data.{name}={value} needs data.{other}; give both, or neither.")
+
 
 @dataclass(kw_only=True)
 class ShapesConfig(DataConfig):

@@ -157,10 +157,10 @@ class Dataset:
     """Of what the source holds, wherever it lies: part of a run's identity."""
 
     mean_C: torch.Tensor
-    """float64, per channel, of the source's training pixels scaled to [0, 1]."""
+    """float64, per channel, of the source's training pixels scaled to [0, 1]; or data.input_mean."""
 
     std_C: torch.Tensor
-    """float64, their population standard deviation."""
+    """float64, their population standard deviation; or data.input_std."""
 
     palette_K3: torch.Tensor | None = None
     """uint8: of masks, the colour of each class in pictures."""
@@ -218,8 +218,8 @@ def cut(source: Source, cfg: DataConfig) -> Dataset:
         eval_split="test" if val is None else "val",
         classes=source.classes,
         fingerprint=source.fingerprint,
-        mean_C=source.mean_C,
-        std_C=source.std_C,
+        mean_C=source.mean_C if cfg.input_mean is None else torch.tensor(cfg.input_mean, dtype=torch.float64),
+        std_C=source.std_C if cfg.input_std is None else torch.tensor(cfg.input_std, dtype=torch.float64),
         palette_K3=source.palette_K3,
         notes=source.notes,
     )
