@@ -74,7 +74,7 @@ def how_it_ended(submitted: Submitted) -> Ended:
     run = submitted.job.run
     result = run.result()
     if result is not None and result["status"] == "failed":
-        return Ended(submitted.job, "failed", " ".join(result["error"].split()))
+        return Ended(submitted.job, "failed", " ".join(str(result.get("error", "")).split()))
     if result is not None:
         return Ended(submitted.job, result["status"], main_metric(submitted.job, result))
     words = last_words(submitted)

@@ -109,18 +109,20 @@ def tell(process: ForkServerProcess, number: int) -> None:
 
 def how_it_ended(job: Job, code: int | None, stop_signal: int) -> Ended:
     """From the job's exit code, and what it wrote."""
-    result = job.run.result()
-    status = result["status"] if result else None
+    result, code = job.run.result(), code or 0
     if code == RUN_IS_BUSY:
         return Ended(job, "skipped", "another process is training it")
-    if result and status == "failed":
-        return Ended(job, "failed", last_line(result["error"]))
-    if result:  # also of one that was killed while it left
+    if result and result["status"] != "failed":  # also of one that was killed while it left
         return Ended(job, result["status"], main_metric(job, result))
-    if stop_signal or (code or 0) > 128:
+    # Before a failure: one that was stopped or killed early still has that of an earlier attempt.
+    if code > 128 or (stop_signal and code < 0):
         return Ended(job, "stopped", "the same command goes on from its checkpoint")
-    if code and code < 0:
+    if code < 0:
         return Ended(job, "failed", f"killed by {signal.Signals(-code).name}")
+    if result:
+        return Ended(job, "failed", last_line(str(result.get("error", ""))))
+    if stop_signal:
+        return Ended(job, "stopped", "the same command goes on from its checkpoint")
     try:
         log = job.run.log_path.read_text(errors="replace")
     except OSError as error:

@@ -10,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from launch.jobs import announce, job_returns, make_sweep_folder, plan_jobs, sweep_value, to_train
 from launch.plugins import register_launchers
+from launch.sweep import how_it_ended
 from normlab.config import ConfigError, register_schemas
 from tests.runs import CONF
 
@@ -111,7 +112,43 @@ def test_what_is_skipped_shows_what_it_came_to(plan):
     assert diverged.detail == "diverged before; rerun=true starts it over"
 
 
-@pytest.mark.parametrize("rerun", [True])
+@pytest.mark.parametrize(
+    ("there", "code", "stopped", "expected"),
+    [
+        ("finished", 0, 0, "finished"),
+        ("finished", -9, 0, "finished"),  # killed while it left
+        ("failed", 1, 0, "failed"),
+        ("failed", 1, 15, "failed"),
+        ("failed", -9, 0, "failed"),
+        ("failed", 143, 15, "stopped"),  # of an earlier attempt
+        ("failed", -15, 15, "stopped"),
+        ("", 143, 15, "stopped"),
+        ("", 1, 15, "stopped"),
+        ("", -9, 0, "failed"),
+        ("", 3, 0, "skipped"),
+        ('{"status": "fin', 0, 0, "failed"),
+    ],
+)
+def test_a_job_ended_as_its_result_says_unless_its_exit_code_knows_better(there, code, stopped, expected, plan):
+    (job,) = plan([])
+    job.run.create()
+    if there in ("finished", "failed"):
+        job.run.write_result(there, {"val/accuracy": 0.5}, {"error": "of an earlier attempt"})
+    elif there:
+        (job.run.directory / "result.json").write_text(there)
+    ended = how_it_ended(job, code, stopped)
+    assert ended.state == expected
+    if code == -9 and expected == "failed":
+        assert ended.detail == "killed by SIGKILL"
+
+
+def test_a_log_that_cannot_be_read_ends_no_sweep(plan):
+    (job,) = plan([])
+    job.run.log_path.mkdir(parents=True)
+    assert how_it_ended(job, 1, 0).detail == "its log cannot be read (Is a directory)"
+
+
+@pytest.mark.parametrize("rerun", [False, True])
 def test_a_damaged_result_is_named_and_its_run_trained_again(rerun, plan, capsys):
     damaged, _ = jobs = plan(["seed=0"], ["seed=1"], command=[f"rerun={rerun}"])
     damaged.run.create()
