@@ -11,11 +11,13 @@ if __name__ == "__main__":
 
 import os
 import sys
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -25,7 +27,17 @@ from launch.environment import choose_world_size, rank_environment, spin_briefly
 from launch.jobs import refuse_inside_rank, study_name, sweep_record, sweep_value
 from launch.plugins import accept_hydras_help, register_launchers
 from launch.process import RUN_IS_BUSY, USER_ERROR
-from normlab.config import Config, ConfigError, register_schemas, to_typed
+from normlab.config import (
+    Config,
+    ConfigError,
+    check_hydra_keys,
+    check_overrides,
+    explain,
+    register_schemas,
+    to_typed,
+)
+from normlab.config.saved import NAME as OF_A_RUN
+from normlab.config.saved import register_saved
 from normlab.run import Run
 
 CONF = str(Path(__file__).parent / "conf")
@@ -36,6 +48,7 @@ def app(composed: DictConfig) -> float | None:
     """Compose -> Config -> start or join the ranks -> train. Returns `sweep_metric`, for a sweeper."""
     run: Run | None = None
     try:
+        check_hydra_keys(HydraConfig.get())
         cfg = to_typed(composed)
         study = study_name(cfg, HydraConfig.get().runtime.choices)
         joined = rank_environment(os.environ)
@@ -82,20 +95,6 @@ def start(cfg: Config, study: str) -> tuple[int, Run]:
     return local.start_ranks(cfg, study, run) if cfg.world_size > 1 else run_rank(cfg, study, run), run
 
 
-def explain(error: Exception) -> str:
-    """The message of a mistake in the command line, with the valid keys where one does not exist."""
-    lines = [str(error).strip()]
-    cause = error.__cause__
-    if isinstance(cause, OmegaConfBaseException):
-        lines.append(str(cause).strip())
-        section = cause.object_type
-        if cause.key is not None and is_dataclass(section):
-            known = [spec.name for spec in fields(section)]
-            if cause.key not in known:
-                lines.append(f"Valid keys: {', '.join(known)}")
-    return "\n".join(lines)
-
-
 def complain(message: str) -> int:
     """Say it once for all ranks. Returns the exit code."""
     if os.environ.get("RANK", "0") == "0":
@@ -103,18 +102,47 @@ def complain(message: str) -> int:
     return USER_ERROR
 
 
+def check_command(arguments: list[str]) -> list[str]:
+    """The command line for Hydra, where a run's config.yaml is a configuration to start from.
+
+    Raises: ConfigError for what Hydra would take without a word, or end in a traceback.
+    """
+    command = get_args_parser().parse_args(arguments)
+    if command.multirun:
+        refuse_inside_rank()
+    if command.multirun and (command.cfg or command.info):
+        raise ConfigError("-m shows no configuration; leave it out, and give one value for each key.")
+    if command.resolve and not command.cfg:
+        raise ConfigError("--resolve goes with --cfg job; add that.")
+    overrides = OverridesParser.create().parse_overrides(command.overrides)
+    check_overrides(overrides)
+    if command.config_name is None and command.config_path is None:
+        return arguments
+    name = Path(command.config_name or "config").with_suffix(".yaml")
+    for folder in (command.config_dir, command.config_path, CONF):
+        if folder and (Path(folder) / name).is_file():
+            if register_saved(Path(folder) / name, overrides):
+                return [*arguments, "--config-path", CONF, "--config-name", OF_A_RUN]
+            break
+    return arguments
+
+
 def call_hydra() -> int:
     """Train, or sweep. Returns the exit code."""
     try:
-        if {"-m", "--multirun"} & set(sys.argv):
-            refuse_inside_rank()
-        app()
+        sys.argv[1:] = check_command(sys.argv[1:])
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # of --help | head: who has read enough wants no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except SystemExit as left:
         return int(left.code or 0)
     except ConfigError as error:
         return complain(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        return complain(explain(error))
+        return complain(explain(error, sys.argv[1:]))
     return 0
 
 

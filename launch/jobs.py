@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from launch.environment import rank_environment
+from launch.norm_options import leave_out_options_of_others, swept_norms
 from normlab import run_files
 from normlab.atomic import atomic_write
-from normlab.config import Config, ConfigError, DataConfig, plain, to_typed
+from normlab.config import Config, ConfigError, DataConfig, explain, plain, to_typed
 from normlab.run import Run, writable
 from normlab.run_files import read_result
 
@@ -122,6 +125,7 @@ def plan_jobs(
     from normlab.preflight import plan
     from normlab.progress import ProgressLogger
 
+    swept = swept_norms(master_config)
     given = OverridesParser.create().parse_overrides(list(master_config.hydra.overrides.task))
     fixed = {one.get_key_element() for one in given if not one.is_sweep_override()}
     jobs: dict[str, Job] = {}
@@ -139,13 +143,17 @@ def plan_jobs(
     for place, overrides in enumerate(sweep_overrides):
         try:
             composed = config_loader.load_sweep_config(master_config, list(overrides))
-            cfg = to_typed(_without_hydra(composed))
+            task = _without_hydra(composed)
+            left_out = leave_out_options_of_others(task.norm, swept)
+            overrides = [word for word in overrides if word.lstrip("+").partition("=")[0] not in left_out]
+            cfg = to_typed(task)
             study = study_name(cfg, composed.hydra.runtime.choices)
             dataset = load(cfg.data, cfg.progress)
             run = plan(cfg, dataset, world_size=cfg.world_size or 1, study=study)
             _, total_steps = run.steps(len(dataset.train))
-        except ConfigError as error:
-            mistakes.setdefault(str(error), []).append(" ".join(filter_overrides(overrides)))
+        except (ConfigError, HydraException, OmegaConfBaseException) as error:
+            said = str(error) if isinstance(error, ConfigError) else explain(error, overrides)
+            mistakes.setdefault(said, []).append(" ".join(filter_overrides(overrides)))
             continue
         known = jobs.get(str(run.directory))
         if known is None:
@@ -177,16 +185,15 @@ def _some(names: list[str]) -> str:
 def sweep_value(run: Run) -> float:
     """`sweep_metric` of a run, for the sweeper; the worst value where it did not finish.
 
-    The worst loss is infinite; the worst of everything else (accuracies, IoUs) is 0.
-    Raises: ConfigError where a finished run has no such metric.
+    The worst loss is infinite; the worst of everything else (accuracies, IoUs) is 0, also of a class that is
+    neither in the masks nor predicted.
     """
     metric = run.config.returned_metric
     result = run.result()
+    worst = math.inf if metric.endswith("loss") else 0.0
     if result is None or result["status"] != "finished":
-        return math.inf if metric.endswith("loss") else 0.0
-    if metric not in result["metrics"]:
-        raise ConfigError(f"sweep_metric={metric} is none of {', '.join(result['metrics'])}; choose one of them.")
-    return result["metrics"][metric]
+        return worst
+    return result["metrics"].get(metric, worst)
 
 
 def job_returns(jobs: Sequence[Job]) -> list[JobReturn]:

@@ -16,7 +16,7 @@ from normlab.models.initial_weights import TRUNK, load_initial_weights
 from normlab.norms import check_norms
 from normlab.norms.convert import norm_layers
 from normlab.run import Run, name_run, weights_path
-from normlab.tasks import build_task
+from normlab.tasks import Task, build_task
 
 
 def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str) -> Run:
@@ -34,7 +34,8 @@ def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str) -> Run:
     if cfg.model.init_from is not None:
         load_initial_weights(model, cfg.model, len(dataset.classes))
     _check_frozen(cfg, model)
-    build_task(cfg, dataset, torch.device("cpu"))
+    task = build_task(cfg, dataset, torch.device("cpu"))
+    _check_sweep_metric(cfg, dataset, task)
     check_norms(
         model,
         image_shape,
@@ -55,6 +56,17 @@ def _check_memory(cfg: Config, image_shape: tuple[int, int, int]) -> None:
         raise ConfigError(
             f"batch_size={cfg.batch_size} with virtual_ranks={cfg.virtual_ranks} and pictures of {width}x{height} "
             f"takes {gigabytes(needed)} of the {gigabytes(there)} of memory here; lower one of them."
+        )
+
+
+def _check_sweep_metric(cfg: Config, dataset: Dataset, task: Task) -> None:
+    """What a finished run does not have would be missed only after all have trained."""
+    splits = ["val"] if dataset.test is None else ["val", "test"]
+    known = [f"{split}/{name}" for split in splits for name in task.metric_names()]
+    known.append(f"train/{cfg.main_metric}")
+    if cfg.returned_metric not in known:
+        raise ConfigError(
+            f"sweep_metric={cfg.sweep_metric} is not what these runs end with; choose one of {', '.join(known)}."
         )
 
 

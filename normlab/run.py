@@ -242,7 +242,7 @@ def name_run(cfg: Config, *, world_size: int, study: str, data_fingerprint: str)
     The hash is over what changes the result and nothing else: what of the configuration is off its default, the
     content of the data and of initial weights (not their paths), and the version of the harness's results.
     """
-    cfg = replace(cfg, world_size=world_size)
+    cfg = replace(cfg, world_size=world_size, study=study or cfg.study)
     content = {
         "config": identity(cfg),
         "data": data_fingerprint,

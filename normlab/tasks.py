@@ -36,6 +36,9 @@ class Task(Protocol):
     def metrics(self, sums: torch.Tensor) -> dict[str, float]:
         """Sums over all ranks -> loss, and what the task is judged by."""
 
+    def metric_names(self) -> list[str]:
+        """All that `metrics` may hold."""
+
 
 def build_task(cfg: Config, dataset: Dataset, device: torch.device) -> Task:
     """The task of the configured data. Raises: ConfigError for class weights that do not fit its classes."""
@@ -98,6 +101,9 @@ class Classification:
     def add_evaluation(self, sums: torch.Tensor, output: Output, labels: torch.Tensor) -> None:
         losses_B = F.cross_entropy(output.double(), labels, reduction="none")
         self.add_training(sums, losses_B.sum(), output, labels)
+
+    def metric_names(self) -> list[str]:
+        return ["loss", "accuracy"]
 
     def metrics(self, sums: torch.Tensor) -> dict[str, float]:
         """{"loss", "accuracy"}, both per sample; accuracy in [0, 1]."""
@@ -173,6 +179,9 @@ class Segmentation:
         sums[0] += loss_sum
         sums[1] += weight
         sums[2:] += confusion_matrix(output["out"].argmax(1), labels, len(self.classes)).flatten()
+
+    def metric_names(self) -> list[str]:
+        return ["loss", "miou", "pixel_accuracy", "iou_classes", *(f"iou/{name}" for name in self.classes)]
 
     def confusion(self, sums: torch.Tensor) -> torch.Tensor:
         """(K, K): rows are true classes, columns predicted ones."""

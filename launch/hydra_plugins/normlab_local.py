@@ -10,7 +10,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from launch.jobs import make_sweep_folder, refuse_inside_rank
-from normlab.config import ConfigError
+from normlab.config import ConfigError, check_hydra_keys
 
 
 @dataclass
@@ -37,6 +37,7 @@ class LocalLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         refuse_inside_rank()
+        check_hydra_keys(config.hydra)
         make_sweep_folder(config.hydra.sweep.dir)
         self.config, self.config_loader = config, hydra_context.config_loader
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from launch.jobs import make_sweep_folder, refuse_inside_rank
 from launch.slurm_config import SlurmConfig
+from normlab.config import check_hydra_keys
 
 ConfigStore.instance().store(group="hydra/launcher", name="slurm", node=SlurmConfig, provider="normlab")
 
@@ -24,6 +25,7 @@ class SlurmLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         refuse_inside_rank()
+        check_hydra_keys(config.hydra)
         make_sweep_folder(config.hydra.sweep.dir)
         self.config, self.config_loader = config, hydra_context.config_loader
 

@@ -18,6 +18,7 @@ from normlab.config.data import (
     ShapesSegConfig,
     TorchvisionMasksConfig,
 )
+from normlab.config.mistakes import check_hydra_keys, check_overrides, explain, to_typed, unknown_keys
 from normlab.config.model import (
     CifarResNetConfig,
     FcnCifarResNetConfig,
@@ -50,7 +51,7 @@ from normlab.config.norm import (
     SyncBatchNormConfig,
 )
 from normlab.config.optim import AdamWConfig, LrScaling, OptimConfig, Schedule, SgdConfig
-from normlab.config.schema import SCHEMAS, describe_keys, identity, plain, register_schemas, to_typed
+from normlab.config.schema import SCHEMAS, choice_of, describe_keys, identity, plain, register_schemas
 from normlab.config.section import ConfigError, Section, setting
 
 __all__ = [
@@ -102,10 +103,15 @@ __all__ = [
     "TorchvisionConfig",
     "TorchvisionMasksConfig",
     "TorchvisionSegmentationConfig",
+    "check_hydra_keys",
+    "check_overrides",
+    "choice_of",
     "describe_keys",
+    "explain",
     "identity",
     "plain",
     "register_schemas",
     "setting",
     "to_typed",
+    "unknown_keys",
 ]

@@ -8,11 +8,11 @@ from itertools import pairwise
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, OmegaConf
 
 from normlab.config import config, data, model, norm, optim
 from normlab.config.config import Config
-from normlab.config.section import Section
+from normlab.config.section import Choice, Section
 
 MODULES = (norm, model, data, optim, config)
 """Where the sections stand, in the order of `--help`."""
@@ -62,7 +62,9 @@ def register_schemas() -> None:
     store.store(name="config_schema", node=Config)
     for group, schemas in SCHEMAS.items():
         for name, schema in schemas.items():
-            store.store(group=f"schema/{group}", name=name, node=schema)
+            # Open to any key, which `check_keys` judges: a sweep over norms may give an option that some have.
+            node = OmegaConf.structured(schema, flags={"struct": False})
+            store.store(group=f"schema/{group}", name=name, node=node)
 
 
 def describe_keys() -> str:
@@ -92,14 +94,12 @@ def _default(spec: "Field[Any]") -> str:
     return str(default)
 
 
-def to_typed(composed: DictConfig) -> Config:
-    """The composed configuration as dataclasses, every range and exclusion checked.
-
-    Raises: ConfigError.
-    """
-    typed = OmegaConf.to_object(composed)
-    assert isinstance(typed, Config)
-    return typed
+def choice_of(group: str, schema: str) -> str:
+    """A file under conf/<group> that leads to a schema."""
+    section = SCHEMAS[group][schema]()
+    assert isinstance(section, Choice)
+    # Those two take any name of their library's, and are chosen by that of the library.
+    return schema if schema in ("torchvision", "timm") else section.name
 
 
 def plain(section: Any) -> Any:

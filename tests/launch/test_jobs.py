@@ -5,14 +5,15 @@ import os
 from errno import EACCES, ENOSPC
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 
 from launch.jobs import announce, job_returns, make_sweep_folder, plan_jobs, sweep_value, to_train
 from launch.plugins import register_launchers
 from launch.sweep import how_it_ended
 from normlab.config import ConfigError, register_schemas
-from tests.runs import CONF
+from tests.runs import CONF, SEGMENTATION
 
 DATA = ["data.num_train=96", "data.num_test=50"]
 
@@ -23,11 +24,12 @@ def plan(tmp_path):
     register_schemas()
     register_launchers()
 
-    def planned(*jobs: list[str], command=()):
+    def planned(*jobs: list[str], command=(), swept=()):
         with initialize_config_dir(str(CONF), version_base="1.3"):
             common = [*DATA, f"output_dir={tmp_path}", *command]
-            master = compose("config", common, return_hydra_config=True)
-            return plan_jobs(master, GlobalHydra.instance().config_loader(), [[*common, *job] for job in jobs])
+            loader = GlobalHydra.instance().config_loader()
+            master = loader.load_configuration("config", [*common, *swept], RunMode.MULTIRUN)
+            return plan_jobs(master, loader, [[*common, *job] for job in jobs])
 
     return planned
 
@@ -75,12 +77,52 @@ def test_what_did_not_finish_returns_the_worst_value(metric, status, worst, plan
     assert sweep_value(job.run) == worst
 
 
-def test_a_metric_that_a_run_does_not_have_lists_those_it_has(plan):
-    (job,) = plan([], command=["sweep_metric=val/acc"])
+def test_a_metric_that_no_run_can_have_is_refused_before_any_is_trained(plan):
+    with pytest.raises(
+        ConfigError, match=r"sweep_metric=val/acc .*val/loss, val/accuracy, train/accuracy\."
+    ) as caught:
+        plan(["norm=bn"], ["norm=gn"], command=["sweep_metric=val/acc"])
+    assert "norm=bn (and 1 more): " in str(caught.value)
+    with pytest.raises(ConfigError, match="sweep_metric=test/loss"):  # without val_fraction, test is called val
+        plan([], command=["sweep_metric=test/loss"])
+    plan([], command=["sweep_metric=test/loss", "data.val_fraction=0.5"])
+    plan([*SEGMENTATION, "sweep_metric=val/iou/disc"])
+
+
+def test_a_class_that_is_nowhere_in_the_pictures_returns_the_worst_value(plan):
+    (job,) = plan([*SEGMENTATION, "sweep_metric=val/iou/disc"])
     job.run.create()
-    job.run.write_result("finished", {"val/accuracy": 0.5, "val/loss": 1.0})
-    with pytest.raises(ConfigError, match="sweep_metric=val/acc is none of val/accuracy, val/loss"):
-        sweep_value(job.run)
+    job.run.write_result("finished", {"val/miou": 0.5})
+    assert sweep_value(job.run) == 0.0
+
+
+def test_an_option_of_a_norm_is_given_to_the_norms_that_have_it(plan):
+    options = ["norm.num_groups=2", "norm.weight_standardization=true"]
+    norms = ["norm=bn"], ["norm=gn"], ["norm=evonorm_s0"]
+    bn, gn, evonorm = plan(*norms, command=options, swept=["norm=bn,gn,evonorm_s0"])
+    assert [job.run.config.norm.name for job in (bn, gn, evonorm)] == ["bn", "gn", "evonorm_s0"]
+    assert (gn.run.config.norm.num_groups, evonorm.run.config.norm.num_groups) == (2, 2)
+    assert all(job.run.config.norm.weight_standardization for job in (bn, gn, evonorm))
+    assert "norm.num_groups=2" not in bn.overrides
+
+
+def test_values_that_a_norm_does_not_have_make_one_run_of_it(plan):
+    jobs = [[f"norm={norm}", f"norm.num_groups={groups}"] for norm in ("bn", "gn") for groups in (2, 4)]
+    planned = plan(*jobs, swept=["norm=bn,gn", "norm.num_groups=2,4"])
+    assert [job.name for job in planned] == ["norm=bn", "norm=gn norm.num_groups=2", "norm=gn norm.num_groups=4"]
+    assert planned[0].places == (0, 1)
+
+
+@pytest.mark.parametrize("swept", ["norm=bn,in", "seed=0,1"])
+def test_an_option_that_no_norm_of_the_sweep_has_is_refused(swept, plan):
+    with pytest.raises(ConfigError, match=r"norm\.num_groups is no key of norm=bn; norm=gn, evonorm_s0 have it"):
+        plan(["norm=bn"], command=["norm.num_groups=2"], swept=[swept])
+
+
+@pytest.mark.parametrize("spelt", ["norm.num_grups=2", "+norm.num_grups=2", "++norm.num_grups=2", "+optim.lrr=1"])
+def test_a_key_that_no_section_has_is_refused_in_a_sweep_however_it_is_spelt(spelt, plan):
+    with pytest.raises(ConfigError, match=r"there is no key .*did you mean (norm.num_groups|optim.lr)\?"):
+        plan(["norm=gn"], command=[spelt], swept=["norm=bn,gn"])
 
 
 @pytest.mark.parametrize(

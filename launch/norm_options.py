@@ -1,0 +1,34 @@
+"""A norm's options in a sweep over norms: of `-m norm=bn,gn norm.num_groups=4` each norm gets what it has."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, flag_override
+
+from normlab.config import SCHEMAS, unknown_keys
+
+
+def swept_norms(master_config: DictConfig) -> list[str]:
+    """The choices of `norm` that a sweep goes through; none where it has but one norm."""
+    params = master_config.hydra.sweeper.get("params") or {}
+    words = [f"norm={params['norm']}"] if "norm" in params else []
+    swept: list[str] = []
+    for one in OverridesParser.create().parse_overrides([*words, *master_config.hydra.overrides.task]):
+        if one.get_key_element() == "norm":  # the last one holds
+            swept = list(one.sweep_string_iterator()) if one.is_discrete_sweep() else []
+    return swept
+
+
+def leave_out_options_of_others(norm: DictConfig, swept: Sequence[str]) -> list[str]:
+    """Take away what this norm does not have and another of the sweep has. Returns the keys: `norm.num_groups`."""
+    left_out = [key for key in unknown_keys(norm) if any(_has(name, key) for name in swept)]
+    with flag_override(norm, "readonly", False):
+        for key in left_out:
+            del norm[key]
+    return [f"norm.{key}" for key in left_out]
+
+
+def _has(name: str, key: str) -> bool:
+    # A name that is not ours is a file of the user's own, of which nothing is known here.
+    return name not in SCHEMAS["norm"] or key in {spec.name for spec in fields(SCHEMAS["norm"][name])}
