@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from launch import status
 from normlab.report.contrasts import contrasts
 from normlab.report.study import DEFAULTS, NOT_OF_IDENTITY, Study, plain_value, show
 
-STATES = ("finished", "diverged", "failed", "running", "queued", "waiting", "stale", "unreadable")
+STATES = tuple(reversed(status.STATES))
+"""Those that have ended first."""
 
 ALWAYS_SAID = ("model", "data", "data.train_samples", "epochs", "batch_size", "world_size", "virtual_ranks")
 

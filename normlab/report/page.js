@@ -3,7 +3,6 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["sendChartToCloud"], plotlyServerURL: "" };
-const OTHER_STATES = ["diverged", "failed", "running", "queued", "waiting", "stale", "unreadable"];
 
 function element(tag, text, properties = {}) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -277,7 +276,7 @@ function table(target, columns, rows, whenChosen) {
 
 function drawCells() {
   const metric = chosen(at("metric"));
-  const states = OTHER_STATES.filter((state) => data.cells.some((cell) => cell.states[state]));
+  const states = data.states.filter((state) => data.cells.some((cell) => cell.states[state]));
   const columns = ["norm", ...data.axes, "NBS", "n", metric, "± 95%", ...data.contrasts.flatMap((label) => [label, "± 95%", "pairs", "p (Holm)"]), ...states];
   table(at("cells"), columns, data.cells.map((cell) => {
     const [n, mean, half] = cell.estimates[metric];

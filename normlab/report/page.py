@@ -22,7 +22,7 @@ from normlab.report.panels import possible_range
 from normlab.report.statistics import Difference, Estimate
 from normlab.report.study import Study, study_axes
 from normlab.report.style import style_of
-from normlab.report.tables import UNFINISHED
+from normlab.report.tables import NOT_FINISHED
 
 MOST_CURVE_VALUES = 300_000
 """In one page, so that it stays below 10 MB with a thousand runs."""
@@ -68,6 +68,7 @@ def page_data(study: Study, metric: str, baseline: str | None, found: list[Findi
         "contrasts": [one.label for one in contrasts(study, baseline)],
         "axes": study.axes,
         "x": study_axes(study),
+        "states": NOT_FINISHED,
         "thinned": thinned,
         "findings": [{"text": one.text, "names": list(one.names)} for one in found],
         "styles": {norm: [(s := style_of(norm)).colour, s.symbol] for norm in {c.norm for c in study.cells}},
@@ -107,7 +108,7 @@ def _cells(study: Study, metrics: list[str], baseline: str | None) -> list[dict[
                 "series": cell.series,
                 "at": {axis: _shown(value) for axis in axes if (value := cell.value(axis)) is not None},
                 "nbs": _rounded(cell.nbs),
-                "states": {state: states[state] for state in ("diverged", "failed", *UNFINISHED) if states[state]},
+                "states": {state: states[state] for state in NOT_FINISHED if states[state]},
                 "estimates": {tag: _estimate(cell.estimate(tag)) for tag in metrics},
                 "differences": [
                     {tag: _difference(of[place][cell]) for tag, of in differences.items() if cell in of[place]}

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from launch import status
 from normlab.report.contrasts import Contrast, contrasts
 from normlab.report.statistics import NO_PAIR, Difference, Estimate
 from normlab.report.study import Axis, Cell, Study, Value, describe, show, sort_key
 
-UNFINISHED = ("running", "queued", "waiting", "stale", "unreadable")
+NOT_FINISHED = tuple(state for state in reversed(status.STATES) if state != "finished")
+"""Runs in these states are counted in their cell, and are in no mean."""
 IN_WORDS = "mean ± 95 percent interval over n seeds (Student t)"
 
 
@@ -83,7 +85,7 @@ def series_against(cell: Cell, x: Axis) -> str:
 def _result(cell: Cell, metric: str, found: Estimate) -> str:
     words = [_number(found)] if found.n else []
     counts = cell.states
-    words += [f"{counts[state]} {state}" for state in ("diverged", "failed", *UNFINISHED) if counts[state]]
+    words += [f"{counts[state]} {state}" for state in NOT_FINISHED if counts[state]]
     if without := counts["finished"] - found.n:
         words.append(f"{without} without {metric}")
     return ", ".join(words)
@@ -122,7 +124,7 @@ def cells_table(study: Study, metrics: list[str], baseline: str | None) -> pd.Da
                 "mean": found.mean,
                 "low": found.low,
                 "high": found.high,
-                **{state: states[state] for state in ("diverged", "failed", *UNFINISHED)},
+                **{state: states[state] for state in NOT_FINISHED},
             }
             for contrast, of in differences:
                 row |= _difference_columns(contrast, of.get(cell, NO_PAIR))
