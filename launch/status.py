@@ -142,7 +142,7 @@ def state_of(
         return "unreadable", problem
     if launch and launch["launcher"] == "local" and _lives_here(launch):
         return "queued", "waits for its turn"
-    if os.path.lexists(directory / "checkpoint.pt"):
+    if any(directory.glob("checkpoint*.pt")):  # the newest, or the one before it
         return "stale", "the command that began it goes on from its checkpoint"
     if os.path.lexists(directory / "config.yaml"):
         return "stale", "it has no checkpoint yet; the command that began it starts it over"

@@ -79,7 +79,7 @@ def test_a_run_waits_for_its_turn_while_its_sweep_lives_and_is_begun_or_not_afte
     announce(run, {**HERE, "pid": NOT_A_PROCESS})
     status = read_status(run.directory, {})
     assert (status.state, "no checkpoint yet" in status.detail) == ("stale", True)
-    run.checkpoint_path.touch()
+    (run.directory / "checkpoint.previous.pt").touch()
     status = read_status(run.directory, {})
     assert (status.state, "goes on from its checkpoint" in status.detail) == ("stale", True)
 
