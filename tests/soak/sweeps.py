@@ -192,7 +192,7 @@ def _working_in(folder: Path) -> list[int]:
 
 
 def shared_memory() -> set[str]:
-    """Names in /dev/shm that no living process has open or mapped."""
+    """Blocks in /dev/shm, which are files of its top level, that no living process has open or mapped."""
     used = ""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):
@@ -200,7 +200,7 @@ def shared_memory() -> set[str]:
             for fd in os.listdir(f"/proc/{pid}/fd"):
                 with suppress(OSError):
                     used += os.readlink(f"/proc/{pid}/fd/{fd}") + "\n"
-    return {name for name in os.listdir("/dev/shm") if f"/dev/shm/{name}" not in used}
+    return {path.name for path in Path("/dev/shm").iterdir() if path.is_file() and str(path) not in used}
 
 
 def soak(folder: Path, *, runs: int, kills: int, sweep_kills: int, seed: int) -> str:
