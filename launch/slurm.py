@@ -23,6 +23,7 @@ from launch.slurm_task import task_of
 from launch.slurm_wait import Submitted, wait_for
 from launch.squeue import job_of, read_queue
 from normlab.config import ConfigError
+from normlab.run import writable
 
 if TYPE_CHECKING:
     import submitit
@@ -66,9 +67,11 @@ def submit(jobs: Sequence[Job], config: SlurmConfig) -> tuple[list[Submitted], l
     if not jobs:
         return submitted, busy
     output_dir = Path(jobs[0].run.config.output_dir).absolute()
-    output_dir.mkdir(parents=True, exist_ok=True)
     # Two sweeps that are started at once must not both find a run missing from the queue.
-    with FileLock(output_dir / ".submit.lock"):
+    with writable(str(output_dir)):
+        output_dir.mkdir(parents=True, exist_ok=True)
+        others_wait = FileLock(output_dir / ".submit.lock", fallback_to_soft=False).acquire()
+    with others_wait:
         queue = read_queue()
         if queue is None:
             raise ConfigError("squeue does not answer, so what is queued already is unknown; try again.")

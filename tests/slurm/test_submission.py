@@ -1,5 +1,7 @@
 """What is submitted, against stand-ins of SLURM's commands: no cluster is needed."""
 
+import errno
+import fcntl
 import os
 import re
 import subprocess
@@ -142,6 +144,18 @@ def test_without_an_answer_of_squeue_nothing_is_submitted(commands, tmp_path):
     commands(squeue="exit 1")
     with pytest.raises(ConfigError, match="squeue does not answer"):
         submit(jobs(tmp_path, 1), SlurmConfig())
+
+
+def test_where_nothing_keeps_two_submissions_apart_none_is_made(commands, tmp_path, monkeypatch):
+    commands()
+    ready = jobs(tmp_path, 1)
+
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(ConfigError, match="without flock"):
+        submit(ready, SlurmConfig())
 
 
 def test_cuda_without_gpus_is_refused_and_cpu_takes_none(tmp_path):
