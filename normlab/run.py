@@ -66,8 +66,12 @@ class Run:
             if available is not None and batch > available:
                 fits = available // (batch // cfg.batch_size)
                 fix = f"lower batch_size to {fits}" if fits else "lower world_size, virtual_ranks or accumulate"
+                asked = {"data." + name: getattr(cfg.data, name, None) for name in ("num_train", "train_samples")}
+                asked["data.val_fraction"] = cfg.data.val_fraction or None
+                of = ", ".join(f"{name}={value}" for name, value in asked.items() if value is not None)
                 raise ConfigError(
-                    f"{made_of} makes a global batch of {batch}, more than the {available} {key}; {fix}."
+                    f"{made_of} makes a global batch of {batch}, more than the {available} {key}"
+                    f"{f' ({of})' if of and key != 'max_samples' else ''}; {fix}."
                 )
         steps_per_epoch = train_samples // batch
         total = cfg.epochs * steps_per_epoch

@@ -121,14 +121,18 @@ def check_overrides(overrides: Sequence[Override]) -> None:
             raise ConfigError(
                 f"{line}: runs are kept under output_dir, in a folder for each study; set these two."
             )
-        if key in (*SCHEMAS, "experiment") and not (one.is_delete() or one.is_sweep_override()):
-            value = one.value()
-            if value is None and len([other for other in overrides if other.key_or_group == key]) > 1:
-                raise ConfigError(f"{line}: {key} is given more than once; leave this one out.")
-            if one.is_force_add():
-                raise ConfigError(f"{line}: drop the plus: {line.lstrip('+')}" if line else key)
-            if key in SCHEMAS and not isinstance(value, str | dict):
-                raise ConfigError(f"{line}: {key} is one name; to sweep over several: -m {key}=a,b")
+        if key not in (*SCHEMAS, "experiment") or one.is_sweep_override():
+            continue
+        value = one.value()
+        if one.is_force_add():
+            raise ConfigError(f"{line}: drop the plus: {str(line).lstrip('+')}")
+        if one.is_delete():
+            if key in SCHEMAS or not isinstance(value, str | None):
+                raise ConfigError(f"{line}: {key} was taken away, and every run has one; choose one by {key}=.")
+        elif key in SCHEMAS and not isinstance(value, str | dict):
+            raise ConfigError(f"{line}: {key} is one name; to sweep over several: -m {key}=a,b")
+        elif key not in SCHEMAS and not isinstance(value, str | list):
+            raise ConfigError(f"{line}: {key} is a name; leave it out for none.")
 
 
 def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
