@@ -160,8 +160,9 @@ class Swept:
         return left + [str(path) for path in (self.folder / "tmp").iterdir() if "torchinductor" not in path.name]
 
     def sample(self, part: float) -> Sample:
-        """The first one when that part of the runs had finished."""
-        return next(sample for sample in self.samples if sample.ended >= int(part * self.runs))
+        """When that part of the runs had finished; the largest, since a sweep that has just begun is small."""
+        ended = next(sample.ended for sample in self.samples if sample.ended >= int(part * self.runs))
+        return max((sample for sample in self.samples if sample.ended == ended), key=lambda sample: sample.rss_mb)
 
     def growth_mb(self) -> float:
         """From a tenth of the runs to nearly all."""
