@@ -1,5 +1,6 @@
 """Atomic save and verified load of a run's state; the checkpoint before the newest is kept beside it."""
 
+import errno
 import pickle
 import sys
 import warnings
@@ -157,7 +158,9 @@ def _read(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what an error says better
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # of any type, where bytes that are no pickle are read as one
+        if (
+            isinstance(error, OSError) and error.errno != errno.EINVAL
+        ):  # EINVAL: a place before the file's beginning
+            raise
         raise pickle.UnpicklingError(str(error) or type(error).__name__) from None

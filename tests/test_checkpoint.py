@@ -110,6 +110,20 @@ def test_a_damaged_file_is_an_error_that_names_it_and_the_fix(damage, tmp_path):
         checkpoint.load(path)
 
 
+def test_any_flipped_bit_of_the_files_directory_is_damage_or_holds_nothing(tmp_path):
+    path = tmp_path / "c.pt"
+    checkpoint.save(path, STATE)
+    whole = path.read_bytes()
+    for back in range(1, 300):
+        content = bytearray(whole)
+        content[-back] ^= 1 << back % 8
+        path.write_bytes(content)
+        try:
+            assert torch.equal(checkpoint.load(path)["model"]["w"], STATE["model"]["w"])
+        except checkpoint.Damaged:
+            continue
+
+
 def test_a_pickle_from_outside_is_not_run(tmp_path):
     class Evil:
         def __reduce__(self):
