@@ -150,7 +150,7 @@ def chosen(bench: Bench, start: str, kind: Kind, number: int | None) -> list[int
     return able if number is None else sorted(draw.sample(able, number))
 
 
-QUICK_OR_WHOLE = [2, pytest.param(None, marks=pytest.mark.full)]
+QUICK_OR_WHOLE = [1, pytest.param(None, marks=pytest.mark.full)]
 
 
 @pytest.mark.parametrize("number", QUICK_OR_WHOLE)
@@ -191,7 +191,7 @@ def damaged(held: bytes, how: str, draw: random.Random) -> bytes:
     return held[:at] + bytes([held[at] ^ 1 << draw.randrange(8)]) + held[at + 1 :]
 
 
-@pytest.mark.parametrize("number", [3, pytest.param(100, marks=pytest.mark.full)])
+@pytest.mark.parametrize("number", [2, pytest.param(100, marks=pytest.mark.full)])
 @pytest.mark.parametrize("how", ["cut short", "one bit flipped"])
 def test_the_checkpoint_before_a_damaged_one_is_used(how, number, bench):
     draw = random.Random(f"{SEED} {how}")
