@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from launch.composing import Composer
 from launch.environment import rank_environment
 from launch.norm_options import leave_out_options_of_others, swept_norms
 from normlab import run_files
@@ -125,11 +126,13 @@ def plan_jobs(
     from normlab.preflight import plan
     from normlab.progress import ProgressLogger
 
+    composer = Composer(master_config, config_loader)
     swept = swept_norms(master_config)
     given = OverridesParser.create().parse_overrides(list(master_config.hydra.overrides.task))
     fixed = {one.get_key_element() for one in given if not one.is_sweep_override()}
     jobs: dict[str, Job] = {}
     datasets: dict[str, Dataset] = {}
+    checked: set[str] = set()
     mistakes: dict[str, list[str]] = {}
 
     def load(cfg: DataConfig, progress: bool) -> "Dataset":
@@ -142,14 +145,13 @@ def plan_jobs(
 
     for place, overrides in enumerate(sweep_overrides):
         try:
-            composed = config_loader.load_sweep_config(master_config, list(overrides))
-            task = _without_hydra(composed)
+            task, choices = composer.compose(overrides)
             left_out = leave_out_options_of_others(task.norm, swept)
             overrides = [word for word in overrides if word.lstrip("+").partition("=")[0] not in left_out]
             cfg = to_typed(task)
-            study = study_name(cfg, composed.hydra.runtime.choices)
+            study = study_name(cfg, choices)
             dataset = load(cfg.data, cfg.progress)
-            run = plan(cfg, dataset, world_size=cfg.world_size or 1, study=study)
+            run = plan(cfg, dataset, world_size=cfg.world_size or 1, study=study, checked=checked)
             _, total_steps = run.steps(len(dataset.train))
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
             said = str(error) if isinstance(error, ConfigError) else explain(error, overrides)
@@ -167,15 +169,6 @@ def plan_jobs(
     if mistakes:
         raise ConfigError("\n".join(f"{_some(who)}: {what}" for what, who in mistakes.items()))
     return list(jobs.values())
-
-
-def _without_hydra(composed: DictConfig) -> DictConfig:
-    from omegaconf import flag_override
-
-    task = composed.copy()
-    with flag_override(task, ["struct", "readonly"], [False, False]):
-        del task["hydra"]
-    return task
 
 
 def _some(names: list[str]) -> str:

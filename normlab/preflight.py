@@ -1,14 +1,24 @@
 """What can be wrong with a run, found in one process before any rank trains."""
 
+import json
 import math
 import os
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from normlab import data
 from normlab.checkpoint import load_tensors
-from normlab.config import BatchNormConfig, Config, ConfigError, FrozenBatchNormConfig, RunningStats
+from normlab.config import (
+    BatchNormConfig,
+    Config,
+    ConfigError,
+    FrozenBatchNormConfig,
+    RunningStats,
+    SgdConfig,
+    plain,
+)
 from normlab.data.dataset import Dataset
 from normlab.data.listing import gigabytes
 from normlab.models import build_model, on_meta
@@ -19,15 +29,28 @@ from normlab.run import Run, name_run, weights_path
 from normlab.tasks import Task, build_task
 
 
-def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str) -> Run:
+def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str, checked: set[str] | None = None) -> Run:
     """The run that `cfg` on `world_size` ranks is. Writes nothing.
 
+    A sweep keeps in `checked` which models fit their norms and data, so that runs that differ in their seed or
+    rate build none again.
     Raises: ConfigError where batches do not fit the data or the memory, or the norm does not fit the model's
     layers.
     """
     run = name_run(cfg, world_size=world_size, study=study, data_fingerprint=dataset.fingerprint)
     run.steps(len(dataset.train))
-    _check_precise_samples(cfg, cfg.logical_ranks(world_size))
+    without_these = replace(cfg, seed=0, optim=SgdConfig(), study=None, epochs=1, max_samples=None)
+    what = json.dumps([plain(without_these), world_size, dataset.fingerprint])
+    if checked is None or what not in checked:
+        _check_model(cfg, dataset, cfg.logical_ranks(world_size))
+    if checked is not None:
+        checked.add(what)
+    return run
+
+
+def _check_model(cfg: Config, dataset: Dataset, logical_ranks: int) -> None:
+    """Whether model, norm, data and batch fit each other. Raises: ConfigError."""
+    _check_precise_samples(cfg, logical_ranks)
     image_shape = data.augmentation(cfg.data, dataset).image_shape
     _check_memory(cfg, image_shape)
     model = on_meta(lambda: build_model(cfg.model, len(dataset.classes), seed=cfg.seed))
@@ -36,15 +59,7 @@ def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str) -> Run:
     _check_frozen(cfg, model)
     task = build_task(cfg, dataset, torch.device("cpu"))
     _check_sweep_metric(cfg, dataset, task)
-    check_norms(
-        model,
-        image_shape,
-        cfg.batch_size,
-        cfg.logical_ranks(world_size),
-        cfg.norm,
-        cfg.virtual_ranks,
-    )
-    return run
+    check_norms(model, image_shape, cfg.batch_size, logical_ranks, cfg.norm, cfg.virtual_ranks)
 
 
 def _check_memory(cfg: Config, image_shape: tuple[int, int, int]) -> None:

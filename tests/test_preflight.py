@@ -5,6 +5,7 @@ import pytest
 from normlab import data
 from normlab.config import CifarResNetConfig, Config, ConfigError, GroupNormConfig, SgdConfig, ShapesConfig
 from normlab.preflight import plan
+from tests.runs import typed
 
 
 def test_a_batch_that_no_memory_holds_is_refused(monkeypatch):
@@ -20,3 +21,20 @@ def test_a_batch_that_no_memory_holds_is_refused(monkeypatch):
         ConfigError, match=r"batch_size=5 with virtual_ranks=2 and pictures of 32x32.*of memory here"
     ):
         plan(cfg, dataset, world_size=1, study="")
+
+
+def test_a_sweep_builds_a_model_once_for_runs_that_differ_in_seed_and_rate(monkeypatch):
+    dataset = data.load(typed().data)
+    built, checked = [], set()
+    monkeypatch.setattr("normlab.preflight._check_model", lambda *args: built.append(args))
+    for overrides in (["seed=1"], ["seed=2", "optim.lr=0.3"], ["epochs=3"], ["norm=gn"], ["batch_size=4"], []):
+        plan(typed(*overrides), dataset, world_size=1, study="", checked=checked)
+    assert [cfg.norm.name + str(cfg.batch_size) for cfg, _, _ in built] == ["bn32", "gn32", "bn4"]
+
+
+def test_a_model_that_does_not_fit_is_refused_each_time():
+    cfg, checked = typed("norm=gn", "norm.num_groups=7"), set()
+    dataset = data.load(cfg.data)
+    for _ in range(2):
+        with pytest.raises(ConfigError):
+            plan(cfg, dataset, world_size=1, study="", checked=checked)
