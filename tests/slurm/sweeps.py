@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.jobs import Job
+from launch.status import find_runs
 from normlab import checkpoint
 from normlab.run import name_run
 from tests.runs import typed
@@ -61,7 +62,7 @@ class Sweep:
                 process.kill()
 
     def directories(self) -> list[Path]:
-        return sorted(path.parent for path in self.folder.glob("runs/*/*/config.yaml"))
+        return find_runs(self.folder / "runs")
 
     def results(self) -> dict[str, dict]:
         return {
