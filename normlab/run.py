@@ -231,9 +231,9 @@ def writable(output_dir: str) -> Iterator[None]:
 
 def weights_path(init_from: str) -> Path:
     """The file that `model.init_from` names; of a run's directory, its checkpoint. Raises: ConfigError."""
-    path = Path(init_from).expanduser()
-    path = path / "checkpoint.pt" if path.is_dir() else path
-    if not path.is_file():
+    path = Path(os.path.expanduser(init_from))
+    path = path / "checkpoint.pt" if os.path.isdir(path) else path
+    if not os.path.isfile(path):  # neither raises for a name that is no path at all, as Path's own do
         raise ConfigError(
             f"model.init_from={init_from}: there is no {path}; give a run's directory, or a file of weights."
         )
@@ -253,8 +253,15 @@ def name_run(cfg: Config, *, world_size: int, study: str, data_fingerprint: str)
         "results_version": RESULTS_VERSION,
     }
     if cfg.model.init_from is not None:
-        with weights_path(cfg.model.init_from).open("rb") as file:
-            content["init_from"] = hashlib.file_digest(file, "sha256").hexdigest()
+        path = weights_path(cfg.model.init_from)
+        try:
+            with path.open("rb") as file:
+                content["init_from"] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ConfigError(
+                f"model.init_from={cfg.model.init_from}: {path} cannot be read ({error.strerror}); "
+                "let it be read, or choose another."
+            ) from None
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     ranks = f"w{world_size}" + f"v{cfg.virtual_ranks}" * (cfg.virtual_ranks > 1)
     name = f"{cfg.norm.name}-b{cfg.batch_size}-{ranks}-{cfg.model.name}-{cfg.data.name}-s{cfg.seed}-{digest}"

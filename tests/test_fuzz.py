@@ -75,6 +75,7 @@ TEXTS = [
     "x" * 300,
     "nowhere",
     "/dev/null",
+    "~nobody/x",
     "'é'",
     "val/loss",
 ]

@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009), read by torchvision, which verifies their checksums."""
 
+import os
 import warnings
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def _reader(cfg: CifarConfig, train: bool = True) -> datasets.CIFAR10:
 def _download(cfg: CifarConfig) -> None:
     """Fetch the archive once, however many ranks ask for it: the others find it when the lock is theirs."""
     try:
-        root = Path(cfg.root).expanduser()  # as torchvision does
+        root = Path(os.path.expanduser(cfg.root))  # as torchvision does
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{cfg.name}.lock"):
             READERS[cfg.name](cfg.root, download=True)

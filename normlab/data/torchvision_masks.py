@@ -1,5 +1,6 @@
 """Pascal VOC 2012, Cityscapes (fine) and Oxford-IIIT Pet: torchvision finds and fetches the files."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -50,7 +51,7 @@ def read(cfg: TorchvisionMasksConfig, tell: Tell) -> Source:
     """
     if cfg.name not in SPLITS:
         raise ConfigError(f"data.name={cfg.name} is none of {', '.join(SPLITS)}; choose one of them.")
-    root = Path(cfg.root).expanduser().resolve()
+    root = Path(os.path.expanduser(cfg.root)).resolve()
     train, test = SPLITS[cfg.name]
     try:
         splits = {"train": _pairs(cfg.name, root, train), "test": _pairs(cfg.name, root, test)}

@@ -1,8 +1,11 @@
 """Weights from a file: taken whole, or refused in one line."""
 
 import contextlib
+import os
 import zipfile
 from dataclasses import replace
+from errno import EACCES
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -19,7 +22,8 @@ from normlab.config import (
 )
 from normlab.models import build_model, on_meta
 from normlab.models.initial_weights import head_parameters, load_initial_weights
-from tests.runs import EXACT, Recorder, build
+from normlab.run import name_run
+from tests.runs import EXACT, Recorder, build, typed
 
 FCN = FcnCifarResNetConfig(depth=8, aux_weight=0.4)
 
@@ -150,9 +154,23 @@ def test_another_stem_is_named_with_the_setting_for_it(tmp_path, asked, there):
         load(build_model(cfg, 10, seed=0), tmp_path / "resnet18.pth", cfg)
 
 
-def test_a_file_that_is_not_there_is_named():
-    with pytest.raises(ConfigError, match=r"model\.init_from=nowhere: there is no nowhere"):
-        load(resnet(), "nowhere")
+@pytest.mark.parametrize("given", ["nowhere", "~no-such-user/x", "x" * 300], ids=["name", "user", "long"])
+def test_a_file_that_is_not_there_is_named(given):
+    with pytest.raises(ConfigError, match=rf"model\.init_from={given}: there is no {given}"):
+        load(resnet(), given)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "weights.pth"
+    path.touch()
+
+    def refuse(self, *args):
+        raise PermissionError(EACCES, os.strerror(EACCES), str(self))
+
+    cfg = typed(f"model.init_from={path}")
+    monkeypatch.setattr(Path, "open", refuse)  # tests may run as root, who may read all
+    with pytest.raises(ConfigError, match=rf"model\.init_from={path}: .* cannot be read \(Permission denied\)"):
+        name_run(cfg, world_size=1, study="", data_fingerprint="")
 
 
 def test_the_head_is_what_a_trunk_comes_without():
