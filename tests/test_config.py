@@ -225,6 +225,13 @@ def test_a_model_keeps_its_part_of_earlier_hashes():
     assert identity(typed("model.depth=14").model) == identity(typed("model=resnet14").model)
 
 
+def test_models_of_one_name_in_two_libraries_are_two():
+    torchvision, timm = (
+        typed(f"model={library}", "model.name=resnet18").model for library in ("torchvision", "timm")
+    )
+    assert identity(torchvision) != identity(timm)
+
+
 def test_a_default_that_changes_raises_the_results_version():
     """Defaults are no part of a run's hash, so those of the current results version are kept in a file."""
     sections = {"": Config} | {

@@ -82,6 +82,8 @@ class TorchvisionConfig(ModelConfig):
 
     names: ClassVar[tuple[str, ...] | None] = None
 
+    library: ClassVar[str] = "torchvision"
+
     name: str = "resnet18"
     """Its builder in torchvision.models."""
 
@@ -95,6 +97,8 @@ class TimmConfig(ModelConfig):
     """A model of timm, without weights and without dropout."""
 
     names: ClassVar[tuple[str, ...] | None] = None
+
+    library: ClassVar[str] = "timm"
 
     name: str = "resnet18"
     """Its name in timm.list_models()."""

@@ -31,6 +31,7 @@ def register_saved(path: Path, overrides: Sequence[Override]) -> bool:
         return False
     if not all(isinstance(values.get(group), dict) for group in SCHEMAS):
         return False
+    values.pop("rerun", None)  # asked of that command alone; here it would delete what it starts from
     chosen = {one.key_or_group for one in overrides}
     if "experiment" in chosen:
         raise ConfigError(

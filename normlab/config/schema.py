@@ -117,7 +117,8 @@ def identity(section: Section) -> dict[str, Any]:
     A field at its default is left out, so that a key added later leaves the hashes of earlier runs as they are. In
     return, a default that changes has to raise `RESULTS_VERSION`.
     """
-    kept: dict[str, Any] = {}
+    library = getattr(section, "library", "")
+    kept: dict[str, Any] = {"library": library} if library else {}
     for spec in fields(section):
         if not spec.metadata.get("identity", True):
             continue

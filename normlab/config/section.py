@@ -97,6 +97,9 @@ class Choice(Section):
     names: ClassVar[tuple[str, ...] | None] = ()
     """Names that it may have: () is its default alone, None any, which its builder then looks up."""
 
+    library: ClassVar[str] = ""
+    """Whose names they are, where several libraries have one name for several things: part of a run's identity."""
+
     name: str = MISSING
 
     def __post_init__(self) -> None:

@@ -230,7 +230,8 @@ SAVED = [
 @pytest.mark.parametrize("overrides", SAVED, ids=lambda overrides: overrides[0])
 def test_a_runs_config_is_one_to_start_from(overrides, tmp_path, monkeypatch):
     cfg = replace(typed(*overrides), study="mine", world_size=2)
-    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
+    of_a_rerun = replace(cfg, rerun=True)  # which starting from it must not do again
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain(of_a_rerun))))
     started = []
     monkeypatch.setattr(train, "start", lambda *given: started.append(given) or (0, None))
     monkeypatch.chdir(tmp_path)
