@@ -44,6 +44,10 @@ class Claim:
     confirmed: Rule
     refuted: Rule
     metric: Callable[[pd.DataFrame], pd.Series] = lambda runs: runs["test/accuracy"]
+    chance: float | None = CHANCE
+    """What the metric is in a cell most of whose runs diverged; None leaves such a cell without a value."""
+    prepare: Callable[[pd.DataFrame], pd.DataFrame] = lambda runs: runs
+    """What is done to the study's runs first."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Verdict:
     """One for each difference, at the level that holds for all of the claim together."""
     word: str
     """confirmed, refuted, inconclusive, or not run."""
+    diverged: int = 0
+    """Runs of the claim's cells that diverged."""
 
 
 def norm(name: str, batch_size: int | None = None, **keys: object) -> Keys:
@@ -96,10 +102,21 @@ def gap(runs: pd.DataFrame) -> pd.Series:
     return runs["train/accuracy"] - runs["test/accuracy"]
 
 
+def largest_rates(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row for each norm, initialisation and seed: the largest rate within 0.1 of its norm's best mean."""
+    made = []
+    for (name, initialisation), of_norm in runs[runs["state"] == "finished"].groupby(["norm", "initialisation"]):
+        best = of_norm.groupby("optim.lr")["test/accuracy"].mean().max()
+        kept = of_norm[of_norm["test/accuracy"] >= best - 0.1].groupby("seed")["optim.lr"].max()
+        place = {"norm": name, "initialisation": initialisation, "state": "finished"}
+        made += [place | {"seed": seed, "largest_lr": lr} for seed, lr in kept.items()]
+    return pd.DataFrame(made)
+
+
 GN_WS = {"norm__weight_standardization": True}
 INNER = [norm("gn", 16, norm__num_groups=groups) for groups in (4, 8)]
 EXTREMES = [norm("gn", 16, norm__num_groups=1), norm("gn", 16, norm__channels_per_group=1)]
-EVALUATED = {policy: norm("bn", 2, running_stats=policy) for policy in ("rank0", "pooled", "precise")}
+EVALUATED = {policy: norm("bn", 2, norm__running_stats=policy) for policy in ("rank0", "pooled", "precise")}
 
 CLAIMS = (
     Claim(
@@ -177,6 +194,8 @@ CLAIMS = (
         lows(1),
         any_high(1),
         lambda runs: np.log2(runs["largest_lr"]),
+        chance=None,
+        prepare=largest_rates,
     ),
     Claim(
         10,
@@ -186,6 +205,7 @@ CLAIMS = (
         lows(0.005),
         highs(0.005),
         gap,
+        chance=0.0,
     ),
     Claim(
         11,
@@ -195,6 +215,7 @@ CLAIMS = (
         lows(0.01),
         highs(0.01),
         lambda runs: runs["test/miou"],
+        chance=None,
     ),
     Claim(
         12,
@@ -210,22 +231,28 @@ CLAIMS = (
 )
 
 
-def values(runs: pd.DataFrame, keys: Keys, metric: Callable[[pd.DataFrame], pd.Series]) -> dict[int, float]:
-    """Seed -> metric of the runs that have all `keys`; chance for each seed where most of them diverged.
-
-    A key that no run of the study sets is one that was not swept: all runs have its default.
-    """
+def cell(runs: pd.DataFrame, keys: Keys) -> pd.DataFrame:
+    """The runs that have all `keys`; one that was not swept and is False here is the default of all runs."""
     for key, value in keys.items():
         if key in runs:
             held = runs[key].fillna(False) if isinstance(value, bool) else runs[key]
             runs = runs[held == value]
         elif value is not False:
-            return {}
+            return runs.iloc[:0]
+    return runs
+
+
+def values(runs: pd.DataFrame, claim: Claim) -> dict[int, float]:
+    """Seed -> the claim's metric of a cell's finished runs; chance for each seed where more than half diverged.
+
+    Raises: ValueError where a seed has several runs, so that the cell is no cell.
+    """
+    if runs["seed"].duplicated().any():
+        raise ValueError(f"claim {claim.number}: a seed has several runs in one cell; a swept key is not named")
+    if 2 * int((runs["state"] == "diverged").sum()) > len(runs):
+        return {} if claim.chance is None else dict.fromkeys(runs["seed"].astype(int), claim.chance)
     finished = runs[runs["state"] == "finished"]
-    diverged = runs[runs["state"] == "diverged"]
-    if len(diverged) > len(finished):
-        return {int(seed): CHANCE for seed in runs["seed"]}
-    found = dict(zip(finished["seed"].astype(int), metric(finished), strict=True)) if len(finished) else {}
+    found = dict(zip(finished["seed"].astype(int), claim.metric(finished), strict=True)) if len(finished) else {}
     return {seed: float(value) for seed, value in found.items() if math.isfinite(value)}
 
 
@@ -233,10 +260,11 @@ def judge(claim: Claim, runs: pd.DataFrame | None) -> Verdict:
     """Apply a claim's rule to the runs of its study."""
     if runs is None:
         return Verdict(claim, (), "not run")
+    prepared = claim.prepare(runs)
     level = 1 - 0.05 / len(claim.differences)
     effects = []
     for difference in claim.differences:
-        a, b = (values(runs, keys, claim.metric) for keys in (difference.keys, difference.minus))
+        a, b = (values(cell(prepared, keys), claim) for keys in (difference.keys, difference.minus))
         effects.append(estimate([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())], level))
     if any(effect.n < 2 for effect in effects):
         word = "inconclusive"
@@ -244,7 +272,10 @@ def judge(claim: Claim, runs: pd.DataFrame | None) -> Verdict:
         word = "confirmed"
     else:
         word = "refuted" if claim.refuted(effects) else "inconclusive"
-    return Verdict(claim, tuple(effects), word)
+    cells = [cell(runs, keys) for each in claim.differences for keys in (each.keys, each.minus)]
+    there = pd.concat(cells) if cells else runs
+    diverged = there[there["state"] == "diverged"].drop_duplicates("run") if "run" in there else there.iloc[:0]
+    return Verdict(claim, tuple(effects), word, len(diverged))
 
 
 def read(study: str, root: Path = HERE) -> pd.DataFrame | None:
@@ -262,7 +293,8 @@ def rows(verdicts: Sequence[Verdict]) -> list[list[str]]:
             for difference, e in zip(verdict.claim.differences, verdict.effects, strict=False)
         ]
         n = ", ".join(dict.fromkeys(str(effect.n) for effect in verdict.effects))
-        shown.append([str(verdict.claim.number), verdict.claim.text, "; ".join(effects), n, verdict.word])
+        word = verdict.word + (f" ({verdict.diverged} runs diverged)" if verdict.diverged else "")
+        shown.append([str(verdict.claim.number), verdict.claim.text, "; ".join(effects), n, word])
     return shown
 
 

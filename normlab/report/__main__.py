@@ -83,6 +83,8 @@ def report(args: argparse.Namespace) -> None:
     x = args.x or study_axes(study)[0]
     study.check_axis(x)
     baseline = study.baseline(args.baseline)
+    if not study.cells and not args.text:
+        raise ConfigError(f"no run below {study.root} has a norm and a seed; --text says what there is.")
     if not args.text:
         _check_folders(args)  # before anything is shown, since the end of what is shown is what is read
     shown = grids(study, metric, x, baseline)

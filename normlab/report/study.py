@@ -153,8 +153,8 @@ class Study:
         """The swept keys: those of config.yaml that change a result and have several values in one norm.
 
         A key whose section's name already says it (model.depth beside model) is none, nor is one that has a single
-        value in each of several studies. Studies, and results of several versions of the harness, are told apart
-        like any other key.
+        value in each of several studies, or at each norm and batch size. Studies, and results of several versions
+        of the harness, are told apart like any other key.
         """
         runs = self.runs
         kept = [key for key in self.settings if key not in {"norm", "seed"} and key not in NOT_OF_IDENTITY]
@@ -168,7 +168,12 @@ class Study:
             if by and (runs.groupby(by)[key].nunique() > 1).any():
                 swept.append(key)
         first = [axis for axis in FIRST_AXES if axis in swept]
-        return first + sorted(axis for axis in swept if axis not in first)
+        # A rate that is chosen for each norm and batch size is no axis beside them: norms would share no place.
+        by = ["norm", *first]
+        more = [key for key in swept if key not in first]
+        if "norm" in runs and first:
+            more = [key for key in more if key.startswith("norm.") or (runs.groupby(by)[key].nunique() > 1).any()]
+        return first + sorted(more)
 
     def _cells(self) -> list[Cell]:
         shared = [axis for axis in self.axes if not axis.startswith("norm.")]

@@ -149,7 +149,18 @@ def runs_table(study: Study) -> pd.DataFrame:
     """A row a run: what runs.csv holds."""
     measured = ("normalization_batch_size", "global_batch_size", "model", "data", "epochs", "samples_seen")
     machine = ("images_per_second", "wall_s", "device", "device_name", "precision", "torch", "hash")
-    wanted = ["run", "state", "norm", *study.axes, "seed", *measured, *machine, *study.final_metrics, "problem"]
+    wanted = [
+        "run",
+        "state",
+        "norm",
+        *study.axes,
+        "batch_size",
+        "seed",
+        *measured,
+        *machine,
+        *study.final_metrics,
+        "problem",
+    ]
     return study.runs[[key for key in dict.fromkeys(wanted) if key in study.runs]]
 
 

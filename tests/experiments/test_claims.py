@@ -5,7 +5,11 @@ import re
 import pandas as pd
 import pytest
 
-from experiments.claims import CLAIMS, HERE, judge, minus, norm, rows, values
+from experiments.claims import CLAIMS, HERE, cell, judge, minus, norm, rows, values
+from normlab.report.reading import read
+from normlab.report.study import Study
+from normlab.report.tables import runs_table
+from tests.report.made import make_run
 
 BY_NUMBER = {claim.number: claim for claim in CLAIMS}
 
@@ -13,14 +17,15 @@ BY_NUMBER = {claim.number: claim for claim in CLAIMS}
 def made(**cells: list[float | None]) -> pd.DataFrame:
     """`bn_32=[0.8, 0.81]`: a run a seed, None for one that diverged; `ws` in place of the norm is gn with it."""
     runs = []
-    for cell, accuracies in cells.items():
-        name, batch = cell.rsplit("_", 1)
+    for key, accuracies in cells.items():
+        name, batch = key.rsplit("_", 1)
         for seed, accuracy in enumerate(accuracies):
             runs.append(
                 {
                     "norm": "gn" if name == "ws" else name,
                     "norm.weight_standardization": name == "ws",
                     "batch_size": int(batch),
+                    "run": f"{key}-{seed}",
                     "seed": seed,
                     "state": "diverged" if accuracy is None else "finished",
                     "test/accuracy": accuracy,
@@ -69,8 +74,7 @@ def test_equality_needs_the_whole_interval_within_the_margin():
 
 def test_gn_alone_is_gn_without_weight_standardization():
     runs = made(gn_2=[0.6, 0.6, 0.6], ws_2=[0.7, 0.7, 0.7], gn_32=[0.6] * 3, ws_32=[0.7] * 3, bn_32=[0.7] * 3)
-    metric = BY_NUMBER[12].metric
-    assert values(runs, norm("gn", 2), metric) == {0: 0.6, 1: 0.6, 2: 0.6}
+    assert values(cell(runs, norm("gn", 2)), BY_NUMBER[12]) == {0: 0.6, 1: 0.6, 2: 0.6}
     assert judge(BY_NUMBER[12], runs).word == "confirmed"
 
 
@@ -91,3 +95,82 @@ def test_too_few_seeds_and_studies_that_were_not_run_decide_nothing():
 def test_a_difference_is_named_by_what_sets_its_cells_apart():
     assert minus(norm("gn", 8), norm("bn", 8)).name == "gn - bn at batch_size=8"
     assert BY_NUMBER[12].differences[0].name == "gn weight_standardization=True - gn at batch_size=2"
+
+
+def written(tmp_path, *runs: dict) -> pd.DataFrame:
+    """What results.csv of a study of these runs holds, through the report; `accuracy` is its test accuracy."""
+    for run in runs:
+        accuracy = run.pop("accuracy")
+        status = "diverged" if accuracy is None else "finished"
+        metrics = (
+            {} if accuracy is None else {"test/accuracy": accuracy, "train/accuracy": run.pop("train", accuracy)}
+        )
+        make_run(tmp_path / "study", status=status, result={"metrics": metrics}, **run)
+    runs_table(Study(read(tmp_path / "study"))).to_csv(tmp_path / "results.csv", index=False)
+    return pd.read_csv(tmp_path / "results.csv")
+
+
+def test_a_key_that_a_study_does_not_sweep_is_found_in_its_results(tmp_path):
+    policies = {"rank0": 0.6, "pooled": 0.65, "precise": 0.66}
+    table = written(
+        tmp_path,
+        *(
+            {"accuracy": accuracy + 0.001 * seed, "norm__running_stats": policy, "batch_size": 2, "seed": seed}
+            for policy, accuracy in policies.items()
+            for seed in range(3)
+        ),
+    )
+    assert judge(BY_NUMBER[3], table).word == "confirmed"
+
+
+def test_groups_are_judged_at_their_one_batch_size(tmp_path):
+    settings = [
+        ({"norm__num_groups": g, "norm__channels_per_group": None}, 0.8 if g > 1 else 0.7) for g in (1, 4, 8)
+    ]
+    settings.append(({"norm__num_groups": None, "norm__channels_per_group": 1}, 0.6))
+    runs = [
+        {"accuracy": accuracy + 0.001 * seed, "norm": "gn", "batch_size": 16, "seed": seed, **keys}
+        for keys, accuracy in settings
+        for seed in range(3)
+    ]
+    assert judge(BY_NUMBER[8], written(tmp_path, *runs)).word == "confirmed"
+
+
+def test_the_largest_rate_is_that_at_which_a_seed_keeps_up_with_its_norms_best_mean():
+    rates = {"bn": {0.1: 0.8, 0.4: 0.8, 1.6: 0.78}, "none": {0.1: 0.7, 0.4: 0.5, 1.6: None}}
+    runs = pd.DataFrame(
+        {
+            "norm": name,
+            "initialisation": initialisation,
+            "optim.lr": lr,
+            "seed": seed,
+            "run": f"{name}-{initialisation}-{lr}-{seed}",
+            "state": "diverged" if accuracy is None else "finished",
+            "test/accuracy": accuracy,
+        }
+        for name, at in rates.items()
+        for lr, accuracy in at.items()
+        for initialisation in ("default", "doubled")
+        for seed in range(3)
+    )
+    verdict = judge(BY_NUMBER[9], runs)
+    assert [effect.mean for effect in verdict.effects] == [4.0, 4.0]  # 1.6 against 0.1: four octaves
+    assert (verdict.word, verdict.diverged) == ("confirmed", 6)
+
+
+def test_chance_is_that_of_the_claims_metric():
+    runs = made(bn_2=[0.5] * 3)
+    runs["norm"], runs["normalization_batch_size"], runs["train/accuracy"] = "ghost_bn", 64, 0.6
+    other = made(bn_2=[None] * 3)
+    other["norm"], other["normalization_batch_size"] = "ghost_bn", 4
+    (effect,) = judge(BY_NUMBER[10], pd.concat([runs, other])).effects
+    assert effect.mean == pytest.approx(0.1)  # a gap of 0.1 against none
+    miou = made(syncbn_1=[0.05] * 3, bn_1=[None] * 3, syncbn_2=[0.05] * 3, bn_2=[0.01] * 3)
+    miou["test/miou"] = miou["test/accuracy"]
+    assert judge(BY_NUMBER[11], miou).word == "inconclusive"
+
+
+def test_several_runs_of_a_seed_are_no_cell():
+    twice = pd.concat([made(bn_32=[0.8, 0.8], bn_2=[0.7, 0.7])] * 2)
+    with pytest.raises(ValueError, match="claim 1: a seed has several runs"):
+        judge(BY_NUMBER[1], twice)

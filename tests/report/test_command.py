@@ -118,6 +118,9 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(trained, tmp_path, capsys):
     assert "cannot be written" in fails(trained, "--export", tmp_path / "no" / "x.csv", capsys=capsys)
     (tmp_path / "file").write_text("")
     assert "is not a folder" in fails(trained, "--out", tmp_path / "file", capsys=capsys)
+    make_run(tmp_path / "foreign", name="run0")
+    (tmp_path / "foreign/run0/config.yaml").write_text("key: 1\n")
+    assert "has a norm and a seed" in fails(tmp_path / "foreign", capsys=capsys)
     make_run(tmp_path / "empty", status=None)
     assert "has logged a metric yet" in fails(tmp_path / "empty", capsys=capsys)
 

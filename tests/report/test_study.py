@@ -206,3 +206,16 @@ def test_studies_that_are_compared_keep_their_runs_apart(tmp_path):
     assert {c.values["study"]: c.estimate("val/accuracy").mean for c in study.cells} == {"a": 0.4, "b": 0.7}
     assert study.curve("b/same1", "val/accuracy").tolist() == [0.7]
     assert study.duplicates == []
+
+
+def test_a_rate_that_is_chosen_for_each_norm_and_batch_size_keeps_norms_in_one_place(tmp_path):
+    rates = {("bn", 2): 0.1, ("bn", 8): 0.2, ("gn", 2): 0.2, ("gn", 8): 0.4}
+    for (norm, batch_size), lr in rates.items():
+        for seed in (0, 1):
+            make_run(tmp_path, 0.5, norm=norm, batch_size=batch_size, optim__lr=lr, seed=seed)
+    study = study_of(tmp_path)
+    assert study.axes == ["batch_size"]
+    assert study.missing == []
+    assert any(text.startswith("optim.lr differs with the norm") for text in said(study))
+    make_run(tmp_path, 0.5, norm="gn", batch_size=8, optim__lr=0.8)
+    assert study_of(tmp_path).axes == ["batch_size", "optim.lr"]
