@@ -62,6 +62,8 @@ def recover(path: Path) -> bool:
             raise
         problem = f"damaged ({error.reason})"
     load(former(path))
+    if path.exists():  # kept, since what is judged damaged may be memory that was short
+        path.replace(path.with_name(f"{path.stem}.damaged{path.suffix}"))
     former(path).replace(path)
     print(f"warning: {path} was {problem}; going on from the checkpoint before it", file=sys.stderr)
     return True

@@ -56,6 +56,7 @@ def test_a_damaged_one_gives_way_to_the_one_before_it(tmp_path, capsys):
     assert checkpoint.recover(path)
     assert checkpoint.load(path)["step"] == 1
     assert "c.pt was damaged" in capsys.readouterr().err
+    assert (tmp_path / "c.damaged.pt").exists()  # nothing is lost where it was judged wrongly
     path.rename(tmp_path / "c.previous.pt")
     assert checkpoint.recover(path)
     assert "c.pt was missing" in capsys.readouterr().err

@@ -60,7 +60,8 @@ def read_or_build(folder: Path, key: str, read: Callable[[Path], T], build: Call
         try:
             build(half_made)
             write_text(half_made / CHECKSUMS, json.dumps(_checksums(half_made), indent=1))
-            _remove(place)
+            if place.exists():  # out of the way whatever lies in it; removed below, as far as it is ours
+                place.rename(folder / f"half-made-{uuid.uuid4().hex}")
             half_made.rename(place)
             _sync(folder)
         except BaseException:

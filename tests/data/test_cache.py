@@ -61,6 +61,15 @@ def test_pixels_that_changed_on_disk_are_found_and_made_anew_and_it_is_said(load
     assert (said.count("\n"), "pixels.npy" in said) == (1, True)
 
 
+def test_a_damaged_cache_is_rebuilt_whatever_else_lies_in_it(load, folder):
+    load()
+    (folder / KEY / ".nfs0001").write_text("of a process that still has it open")
+    spoil(folder / KEY / "pixels.npy")
+    load()
+    load()
+    assert load.built == 2
+
+
 def test_a_cache_is_read_to_be_verified_once_until_its_files_change(load, folder, read):
     load()
     assert len(read) == 1  # as it was made
