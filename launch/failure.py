@@ -52,9 +52,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _what_to_do(full: OSError, run: Run) -> str:
     file = full.filename or f"a file in {run.directory}"
-    kept = "Nothing had been saved yet; once there is room, the same command begins again."
+    kept = f"Nothing had been saved yet; once there is room, {run.command_again} begins again."
     if run.checkpoint_path.exists():
-        kept = f"{run.checkpoint_path} is kept; once there is room, the same command goes on from it."
+        kept = f"{run.checkpoint_path} is kept; once there is room, {run.command_again} goes on from it."
     free_mib = shutil.disk_usage(run.directory).free / 2**20
     disk = f"{free_mib:.0f} MiB are free on the disk at {_mount_point(run.directory)}"
     return f"{file} cannot be written: {full.strerror} ({disk}). {kept}"

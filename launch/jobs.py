@@ -127,7 +127,7 @@ def plan_jobs(
     from normlab.progress import ProgressLogger
 
     composer = Composer(master_config, config_loader)
-    swept = swept_norms(master_config)
+    swept = swept_norms(master_config, config_loader)
     given = OverridesParser.create().parse_overrides(list(master_config.hydra.overrides.task))
     fixed = {one.get_key_element() for one in given if not one.is_sweep_override()}
     jobs: dict[str, Job] = {}

@@ -3,18 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import fields
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, flag_override
 
 from normlab.config import SCHEMAS, unknown_keys
 
 
-def swept_norms(master_config: DictConfig) -> list[str]:
+def swept_norms(master_config: DictConfig, config_loader: ConfigLoader) -> list[str]:
     """The choices of `norm` that a sweep goes through; none where it has but one norm."""
     params = master_config.hydra.sweeper.get("params") or {}
     words = [f"norm={params['norm']}"] if "norm" in params else []
     swept: list[str] = []
-    for one in OverridesParser.create().parse_overrides([*words, *master_config.hydra.overrides.task]):
+    for one in OverridesParser.create(config_loader).parse_overrides(
+        [*words, *master_config.hydra.overrides.task]
+    ):
         if one.get_key_element() == "norm":  # the last one holds
             swept = list(one.sweep_string_iterator()) if one.is_discrete_sweep() else []
     return swept

@@ -86,7 +86,8 @@ def outlive_output() -> None:
                 raw,
                 encoding=getattr(stream, "encoding", "utf-8"),
                 errors=getattr(stream, "errors", "backslashreplace"),
-                line_buffering=getattr(stream, "line_buffering", True),
+                # Also for python -u, whose own streams have no buffer: ours has one beneath.
+                line_buffering=getattr(stream, "line_buffering", True) or getattr(stream, "write_through", False),
                 write_through=getattr(stream, "write_through", False),
             ),
         )
@@ -147,6 +148,10 @@ class StopSignal:
     Inside another such block, what that one remembers already counts.
     """
 
+    def __init__(self, *, second_ends: bool = False) -> None:
+        """With `second_ends` a second signal does what it does outside the block; no hanging job is waited for."""
+        self._second_ends, self._began = second_ends, 0.0
+
     def __enter__(self) -> "StopSignal":
         self._signal = 0
         self._former = {s: signal.signal(s, self._remember) for s in stop_signals()}
@@ -166,6 +171,11 @@ class StopSignal:
         return self._signal
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._second_ends and self._signal and now - self._began > REPEATED_WITHIN_S:
+            signal.signal(number, self._former[signal.Signals(number)])
+            signal.raise_signal(number)
+        self._began = self._began or now
         self._signal = self._signal or number
 
 

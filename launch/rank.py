@@ -169,7 +169,7 @@ def _train(run: Run, hash_here: str, dataset: Dataset, ranks: distributed.Ranks,
 def _end(run: Run, outcome: Outcome, logger: LoggerList) -> None:
     logger.close(outcome.metrics if outcome.status == "finished" else None)
     if outcome.status == "stopped":
-        print(f"stopped; the same command goes on from {run.checkpoint_path}", file=sys.stderr)
+        print(f"stopped; {run.command_again} goes on from {run.checkpoint_path}", file=sys.stderr)
         return
     launch, problem = read_launch(run.directory)
     if problem:

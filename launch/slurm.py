@@ -6,7 +6,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,8 @@ def sweep(
     else:
         ended = [Ended(each.job, "queued", f"SLURM job {each.job_id}") for each in submitted]
     record_ended([*skipped, *busy, *ended])
-    return job_returns(jobs)
+    in_queue = {each.job.run.directory: each.job for each in submitted}
+    return job_returns([in_queue.get(job.run.directory, job) for job in jobs])
 
 
 def submit(jobs: Sequence[Job], config: SlurmConfig) -> tuple[list[Submitted], list[Ended]]:
@@ -79,7 +80,9 @@ def submit(jobs: Sequence[Job], config: SlurmConfig) -> tuple[list[Submitted], l
         for job in jobs:
             launch = read_launch(job.run)
             if launch and job_of(launch, queue):
-                submitted.append(Submitted(job, launch["job_id"], Path(launch["logs"]), new=False))
+                # What comes of it is of the command that queued it.
+                queued = replace(job, run=replace(job.run, attempt=str(launch.get("attempt", ""))))
+                submitted.append(Submitted(queued, launch["job_id"], Path(launch["logs"]), new=False))
             elif _is_free(job):
                 arrays[geometries[id(job)], job.study].append(job)
             else:
@@ -133,6 +136,7 @@ def _announce(job: Job, sent: "submitit.Job[Any]", submission: str, more: dict[s
     """Leave the job's id in the run's directory, and a way to its log."""
     logs = sent.paths.folder
     launch = {"launcher": "slurm", "job_id": sent.job_id, "submission": submission, "logs": str(logs)}
+    launch["attempt"] = job.run.attempt
     announce(job.run, {**launch, **more, "overrides": list(job.overrides), "total_samples": job.total_samples})
     job.run.log_path.unlink(missing_ok=True)
     job.run.log_path.symlink_to(logs / f"{sent.job_id}_0_log.err")

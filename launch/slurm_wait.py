@@ -79,7 +79,7 @@ def how_it_ended(submitted: Submitted) -> Ended:
         return Ended(submitted.job, result["status"], main_metric(submitted.job, result))
     words = last_words(submitted)
     if run.checkpoint_path.exists():
-        return Ended(submitted.job, "stopped", f"{words}; the same command goes on from its checkpoint")
+        return Ended(submitted.job, "stopped", f"{words}; {run.command_again} goes on from its checkpoint")
     return Ended(submitted.job, "failed", words)
 
 

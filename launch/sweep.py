@@ -34,14 +34,14 @@ def sweep(
     """Plan the jobs, train those that are left, and give the sweeper what each came to.
 
     A stop signal is passed on to every job, once; when all have saved and left, so does this process, with 128
-    + the signal.
+    + the signal. A second one ends this process, and its jobs with it.
     Raises: ConfigError before any job is started.
     """
     local.preload()
     jobs = plan_jobs(master_config, config_loader, sweep_overrides)
     machine = Machine.here(jobs, jobs_per_gpu)
     left, skipped = to_train(jobs, retry_failed=retry_failed)
-    with StopSignal() as stop_signal, SweepView(jobs) as view:
+    with StopSignal(second_ends=True) as stop_signal, SweepView(jobs) as view:
         for ended in skipped:
             view.end(ended)
         trained = run_jobs(left, machine, view, stop_signal)
@@ -116,13 +116,13 @@ def how_it_ended(job: Job, code: int | None, stop_signal: int) -> Ended:
         return Ended(job, result["status"], main_metric(job, result))
     # Before a failure: one that was stopped or killed early still has that of an earlier attempt.
     if code > 128 or (stop_signal and code < 0):
-        return Ended(job, "stopped", "the same command goes on from its checkpoint")
+        return Ended(job, "stopped", f"{job.run.command_again} goes on from its checkpoint")
     if code < 0:
         return Ended(job, "failed", f"killed by {signal.Signals(-code).name}")
     if result:
         return Ended(job, "failed", last_line(str(result.get("error", ""))))
     if stop_signal:
-        return Ended(job, "stopped", "the same command goes on from its checkpoint")
+        return Ended(job, "stopped", f"{job.run.command_again} goes on from its checkpoint")
     try:
         log = job.run.log_path.read_text(errors="replace")
     except OSError as error:

@@ -165,6 +165,11 @@ def join(device: Device, prepare: Callable[[], T]) -> tuple[Ranks, T]:
         prepared = prepare()
     except ConfigError as error:
         problem = str(error)
+    except Exception:  # the others must not wait for a rank that leaves
+        store = dist.PrefixStore("prepared", store)
+        store.add("heard", 1)
+        store.set(str(rank), json.dumps((kind, f"rank {rank} failed before it joined; its own output says why.")))
+        raise
     told = exchange(dist.PrefixStore("prepared", store), rank, world_size, (kind, problem))
     for _, problem in told:
         if problem:

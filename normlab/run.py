@@ -40,6 +40,11 @@ class Run:
     goes on, in a job that is requeued for example."""
 
     @property
+    def command_again(self) -> str:
+        """What to type to go on with it."""
+        return "the same command without rerun=true" if self.attempt else "the same command"
+
+    @property
     def checkpoint_path(self) -> Path:
         return self.directory / "checkpoint.pt"
 

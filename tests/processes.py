@@ -27,6 +27,11 @@ def until(condition: Callable[[], object]) -> None:
         sleep(0.02)
 
 
+def hear_hangups() -> None:
+    """In a child: take SIGHUP as a terminal's processes do, also where the tests themselves run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Job:
     """`command` in `folder`, in a process group of its own."""
 
@@ -41,6 +46,7 @@ class Job:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=hear_hangups,
         )
 
     def end(self) -> tuple[int, str, str]:

@@ -106,6 +106,11 @@ def test_an_option_of_a_norm_is_given_to_the_norms_that_have_it(plan):
     assert "norm.num_groups=2" not in bn.overrides
 
 
+def test_norms_may_be_swept_by_a_glob(plan):
+    jobs = plan(["norm=gn"], ["norm=bn"], command=["norm.num_groups=2"], swept=["norm=glob(?n)"])
+    assert [job.run.config.norm.name for job in jobs] == ["gn", "bn"]
+
+
 def test_values_that_a_norm_does_not_have_make_one_run_of_it(plan):
     jobs = [[f"norm={norm}", f"norm.num_groups={groups}"] for norm in ("bn", "gn") for groups in (2, 4)]
     planned = plan(*jobs, swept=["norm=bn,gn", "norm.num_groups=2,4"])

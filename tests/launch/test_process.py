@@ -89,6 +89,24 @@ def test_output_that_cannot_be_written_ends_nothing(ends, tmp_path):
     assert (tmp_path / "kept").read_text() == "whole"
 
 
+def test_what_is_printed_is_out_at_once_also_without_pythons_buffers():
+    code = "from launch.process import outlive_output; outlive_output(); print('said'); import os; os._exit(0)"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True).stdout == b"said\n"
+
+
+def test_a_second_signal_ends_who_waits_for_jobs_that_hang(handler_of, monkeypatch):
+    ended: list[int] = []
+    handler_of(signal.SIGTERM, lambda number, frame: ended.append(number))
+    with StopSignal(second_ends=True) as stop_signal:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # one order that came twice
+        assert (stop_signal(), ended) == (signal.SIGTERM, [])
+        monkeypatch.setattr(process, "REPEATED_WITHIN_S", 0.0)
+        signal.raise_signal(signal.SIGTERM)
+        assert ended == [signal.SIGTERM]
+
+
 START_SERVER = """
 import json, multiprocessing.forkserver, os, tempfile
 from launch import local

@@ -37,12 +37,16 @@ def joining(number, port, mistake_on):
         assert not dist.is_initialized()  # no collective can end at its timeout
         if number in mistake_on:
             raise ConfigError(f"found by rank {number}")
+        if -number in mistake_on and number:
+            raise MemoryError
         return f"data of rank {number}"
 
     try:
         ranks, prepared = distributed.join(Device.cpu, prepare)
     except ConfigError as error:
         return str(error)
+    except MemoryError:
+        return "left"
     return prepared, ranks.gather(distributed.torch.tensor([ranks.rank])).flatten().tolist()
 
 
@@ -61,6 +65,11 @@ def test_ranks_prepare_apart_and_then_join(ranks, port):
 
 def test_a_mistake_that_any_rank_finds_while_preparing_is_raised_on_all(ranks, port):
     assert ranks.run(joining, port, (1, 2), world_size=3) == ["found by rank 1"] * 3
+
+
+def test_a_rank_that_breaks_while_preparing_is_not_waited_for(ranks, port):
+    told = "rank 2 failed before it joined; its own output says why."
+    assert ranks.run(joining, port, (-2,), world_size=3) == [told, told, "left"]
 
 
 def test_a_named_run_whose_data_is_gone_when_its_turn_comes_has_failed(alone, monkeypatch, capsys):

@@ -76,6 +76,18 @@ def test_a_run_in_the_queue_is_not_submitted_again_and_another_jobs_id_does_not_
     assert (new.job_id, new.new) == ("99", True)
 
 
+def test_what_a_queued_run_comes_to_is_told_also_to_a_second_rerun(commands, tmp_path):
+    first, second = job(tmp_path, "rerun=true"), job(tmp_path, "rerun=true")
+    submit([first], SlurmConfig())
+    launch = read_launch(first.run)
+    commands(sbatch="exit 1", squeue=f"echo '{launch['job_id']}|PENDING|Priority|{launch['submission']}'")
+    (again,), _ = submit([second], SlurmConfig())
+    first.run.create()
+    first.run.write_result("finished", {"val/accuracy": 0.9})
+    assert second.run.result() is None  # its own attempt has not begun
+    assert again.job.run.result()["metrics"] == {"val/accuracy": 0.9}
+
+
 def test_a_run_that_another_process_trains_is_left_alone(commands, tmp_path):
     (one,) = jobs(tmp_path, 1)
     with one.run.lock():
