@@ -32,5 +32,5 @@ def test_a_session_that_is_killed_leaves_no_daemon_and_no_job(cluster):
 def name(pid: int) -> bytes:
     try:
         return Path(f"/proc/{pid}/comm").read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before, or while it is read
         return b""
