@@ -110,7 +110,8 @@ def what_is_left(run: Run) -> dict:
         "checkpoint": checkpoint._checksum([state[part] for part in ("step", "model", "rank_state", "optimizer")]),
         "points": points(run),
         "events": events(run),
-        "files": {re.sub("tfevents.*", "", path.name) for path in run.directory.iterdir()} - {"attempt"},
+        "files": {re.sub("tfevents.*", "", path.name) for path in run.directory.iterdir()}
+        - {"attempt", "checkpoint.damaged.pt"},
     }
 
 
