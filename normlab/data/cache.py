@@ -20,7 +20,7 @@ import torch
 import xxhash
 from filelock import FileLock
 
-from normlab.atomic import atomic_write
+from normlab.atomic import atomic_write, sync
 from normlab.data.decode import in_threads
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ def read_or_build(folder: Path, key: str, read: Callable[[Path], T], build: Call
             if place.exists():  # out of the way whatever lies in it; removed below, as far as it is ours
                 place.rename(folder / f"half-made-{uuid.uuid4().hex}")
             half_made.rename(place)
-            _sync(folder)
+            sync(folder)
         except BaseException:
             shutil.rmtree(half_made, ignore_errors=True)
             with suppress(OSError):
@@ -200,11 +200,3 @@ def map_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> torch.Tens
         fits = array.nbytes < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
         array.base.madvise(mmap.MADV_WILLNEED if fits else mmap.MADV_RANDOM)
     return torch.from_dlpack(array)  # from_numpy warns of arrays that cannot be written
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
