@@ -1,5 +1,6 @@
-"""Whether this process is a rank of a job already, as torchrun or SLURM say; how its threads wait. No torch."""
+"""Whether this process is a rank of a job already, as torchrun or SLURM say; its threads and memory. No torch."""
 
+import ctypes
 import os
 import re
 import subprocess
@@ -21,6 +22,27 @@ def spin_briefly() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
+
+
+KEPT_BYTES = 1 << 30
+"""Freed memory that a rank keeps for its next step."""
+
+LARGEST_KEPT_BYTES = 32 << 20
+"""The largest block that is kept: as much as every glibc accepts."""
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what a training step frees for the next one, unless the user has set its allocator.
+
+    It would give the step's activations back to the kernel, which has to clear the same pages again for the next
+    step. No result depends on it.
+    """
+    chosen = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and not any(name in os.environ for name in chosen):
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        mallopt(mmap_threshold, LARGEST_KEPT_BYTES)
+        mallopt(trim_threshold, KEPT_BYTES)
 
 
 def rank_environment(env: Mapping[str, str]) -> dict[str, str] | None:

@@ -6,6 +6,7 @@ import traceback
 from contextlib import ExitStack, suppress
 from typing import Any
 
+from launch.environment import keep_freed_memory
 from launch.failure import report_failure
 from launch.process import RUN_IS_BUSY, USER_ERROR, StopSignal, Surroundings, end_with_parent
 from normlab import data, distributed
@@ -37,6 +38,7 @@ def run_rank(cfg: Config, study: str, run: Run | None = None) -> int:
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     claimed = ""
+    keep_freed_memory()
 
     def prepare_here() -> tuple[Dataset, Run]:
         dataset = load(cfg)

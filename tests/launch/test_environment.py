@@ -1,6 +1,9 @@
 """Joining or starting: what counts as a rank of a job."""
 
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 
@@ -84,3 +87,30 @@ def test_threads_sleep_soon_while_they_wait_unless_the_user_says_otherwise(given
         monkeypatch.setenv(key, value)
     spin_briefly()
     assert os.environ.get("GOMP_SPINCOUNT") == rounds
+
+
+PAGES_TAKEN_AGAIN = """
+import resource, sys
+import numpy as np
+from launch.environment import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+[np.ones(2 << 20) for _ in range(10)]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    [np.ones(2 << 20) for _ in range(10)]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def _pages_taken_again(kept, **env):
+    """Page faults of ten arrays of 16 MiB, made and freed three times, after a first time."""
+    command = [sys.executable, "-c", PAGES_TAKEN_AGAIN, kept]
+    answer = subprocess.run(command, env=os.environ | env, capture_output=True, text=True, check=True)
+    return int(answer.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
+def test_memory_that_a_step_frees_serves_the_next_one_unless_the_user_has_set_the_allocator():
+    assert _pages_taken_again("keep") < 100 < _pages_taken_again("default")
+    assert _pages_taken_again("keep", MALLOC_TRIM_THRESHOLD_="131072") > 100
