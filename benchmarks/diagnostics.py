@@ -23,7 +23,7 @@ from normlab import data
 from normlab.config import BatchNormConfig, CifarResNetConfig, Config, SgdConfig, ShapesConfig
 from normlab.data.dataset import Dataset
 from normlab.distributed import Ranks, available_cores
-from normlab.evaluate import Evaluator
+from normlab.evaluator import Evaluator
 from normlab.logger import FileLogger
 from normlab.preflight import plan
 from normlab.trainer import Trainer

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 
 from normlab import data
 from normlab.config import BatchNormConfig, CifarResNetConfig, Config, Precision, SgdConfig, ShapesConfig
-from normlab.data.augment import normalise
 from normlab.data.dataset import Dataset
 from normlab.distributed import Ranks, available_cores
 from normlab.logger import FileLogger
 from normlab.models import build_model
+from normlab.numerics import Numerics
 from normlab.preflight import plan
 from normlab.trainer import Trainer
 
@@ -72,7 +72,9 @@ def main() -> None:
     args = parser.parse_args()
     dataset = data.load(ShapesConfig(num_train=8192, num_test=10))
     uint8_BHWC, labels_B = dataset.train.take(torch.arange(len(dataset.train)))
-    images_BCHW = normalise(uint8_BHWC, dataset.mean_C, dataset.std_C, torch.float32)
+    images_BCHW = Numerics.of(Precision.fp32, torch.device("cpu")).images(
+        uint8_BHWC, dataset.mean_C, dataset.std_C
+    )
     print(f"resnet{args.depth}, bn, {available_cores()} threads, {platform.processor() or platform.machine()}, ")
     print(f"torch {torch.__version__}, median of {args.rounds} rounds (min to max of the ratio)\n")
     print("| batch | precision | bare loop, images/s | normlab, images/s | ratio |\n|---|---|---|---|---|")

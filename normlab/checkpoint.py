@@ -6,7 +6,7 @@ import sys
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,14 @@ def check(path: Path, state: Mapping[str, Any], run_hash: str, total_steps: int,
     else:
         return
     raise ConfigError(f"{path} is not this run's ({problem}); {FIX}.")
+
+
+def copy_into(tensors: Iterable[torch.Tensor], values: torch.Tensor) -> None:
+    """Fill `tensors`, one after another, from the flat `values`; what is left over is ignored."""
+    at = 0
+    for tensor in tensors:
+        tensor.copy_(values[at : at + tensor.numel()].view(tensor.shape))
+        at += tensor.numel()
 
 
 def _checksum(value: Any, start: int = 0) -> int:

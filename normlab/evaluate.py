@@ -1,281 +1,186 @@
-"""Exact evaluation: every sample once, the same model on all ranks, the same number at any world size."""
+"""Evaluate a trained run again, from its checkpoint: with other running statistics or on another split.
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import chain, repeat
-from typing import TypeVar
+python -m normlab.evaluate runs/batch_size/bn-b2-... norm.running_stats=pooled
+"""
 
-import numpy as np
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import nn
-from torch.func import functional_call
 
-from normlab import pictures
-from normlab.config import BatchNormConfig, Config, RunningStats
-from normlab.data.augment import Augmentation, normalise
-from normlab.data.batches import eval_batches, precise_batches
-from normlab.data.dataset import Dataset, Split
-from normlab.data.order import fixed_permutation
-from normlab.distributed import Ranks
-from normlab.norms import diagnostics
-from normlab.norms.running_stats import (
-    RankStatistics,
-    as_buffers,
-    chunked_twin,
-    from_buffers,
-    precise_statistics,
-)
-from normlab.tasks import Segmentation, Task
+from normlab import checkpoint, data
+from normlab.config import Config, ConfigError, SyncBatchNormConfig, identity
+from normlab.config.saved import read_saved
+from normlab.data.dataset import Dataset
+from normlab.distributed import Ranks, choose_device
+from normlab.evaluator import Buffers, Evaluator
+from normlab.models import build_model
+from normlab.norms import convert_norms
+from normlab.norms.running_stats import RankStatistics
+from normlab.numerics import Numerics
+from normlab.run import name_run
+from normlab.tasks import build_task
 
-Buffers = dict[str, torch.Tensor]
-T = TypeVar("T")
-
-NUM_PICTURES = 4
-"""Samples of val whose predictions are drawn."""
-
-
-class Stopped(Exception):
-    """A stop signal that reached some rank, and that all have agreed on."""
-
-    def __init__(self, signal: int) -> None:
-        super().__init__(signal)
-        self.signal = signal
+DESCRIPTION = """\
+Evaluate trained runs again, each from its checkpoint, in one process. The runs are left as they are. key=value
+changes how they are evaluated: norm.running_stats, norm.precise_samples, precision, channels_last,
+eval_batch_size, eval_train_samples, device, threads, or where the data are (data.root, data.cache_dir)."""
+EVALUATION_ONLY = {
+    "norm.running_stats",
+    "norm.precise_samples",
+    "precision",
+    "channels_last",
+    "eval_train_samples",
+}
+"""Keys of a run's identity that no training depends on, or that its weights do not hold it to."""
+SPLITS = ("val", "test", "train")
 
 
-def in_rounds(batches: Iterator[T], ranks: Ranks, stop_signal: Callable[[], int]) -> Iterator[T]:
-    """This rank's batches, one a round, until no rank has any left.
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of one run."""
 
-    Ranks have unequal numbers of batches, and a signal reaches them at different moments; what each finds before
-    a round makes all go on, or all leave at the same place. Collective: every rank must exhaust it.
-    Raises: Stopped, on all ranks.
+    run: str
+    """Its directory."""
+
+    hash: str
+    changes: list[str]
+    samples_seen: int
+    """Training samples behind the checkpoint."""
+
+    metrics: dict[str, float]
+
+
+def evaluate_run(directory: Path, changes: Sequence[str], splits: Sequence[str] = ()) -> Evaluation:
+    """Metrics of a run on `splits` (none: val, and test where there is one), as `changes` say.
+
+    The running statistics are made of those of all its ranks, which the checkpoint holds.
+    Raises: ConfigError where the run or its checkpoint cannot be read, its data are not those it was trained on, a
+    change would make it another run, or a split is not there.
     """
-    for batch in chain(batches, repeat(None)):
-        flags = torch.tensor([stop_signal(), batch is not None], dtype=torch.float32, device=ranks.device)
-        signal, left = ranks.start_max(flags)()
-        if signal:
-            raise Stopped(int(signal))
-        if not left:
-            return
-        if batch is not None:
-            yield batch
-
-
-def evaluate(
-    module: nn.Module,
-    buffers: Buffers,
-    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
-    ranks: Ranks,
-    task: Task,
-    *,
-    autocast: torch.autocast,
-    memory_format: torch.memory_format,
-) -> torch.Tensor:
-    """The task's sums over the samples of all ranks' `batches`.
-
-    `module` is the bare one, not DDP's: its forward would wait for ranks with other numbers of batches, and
-    broadcast buffers. `buffers` stand in for the module's own, which are not changed; train mode is restored.
-    Collective: every rank must call, once its batches are done.
-    """
-    sums = task.zero_sums(ranks.device)
-    with evaluating(module), autocast:
-        for images_BCHW, labels in batches:
-            images_BCHW = images_BCHW.contiguous(memory_format=memory_format)
-            task.add_evaluation(sums, functional_call(module, buffers, (images_BCHW,)), labels)
-    return ranks.sum(sums)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """The module in eval mode and without gradients inside the block."""
-    was_training = module.training
-    module.eval()
+    trained = read_saved(directory / "config.yaml")
+    cfg = read_saved(directory / "config.yaml", changes)
+    _check_changes(trained, cfg)
+    assert cfg.world_size is not None
+    dataset = data.load(cfg.data)
+    run = name_run(
+        trained, world_size=cfg.world_size, study=trained.study or "", data_fingerprint=dataset.fingerprint
+    )
+    path = directory / "checkpoint.pt"
     try:
-        with torch.no_grad():
-            yield
-    finally:
-        module.train(was_training)
+        state = checkpoint.load(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is not there; give the directory of a run that has been trained.") from None
+    ranks = Ranks(0, 1, 1, choose_device(cfg.device, 1))
+    ranks.set_threads(cfg.threads)
+    numerics = Numerics.of(cfg.precision, ranks.device, channels_last=cfg.channels_last)
+    module = numerics.module(_converted(cfg, dataset))
+    checkpoint.check(path, state, run.hash, run.steps(len(dataset.train))[1], module)
+    evaluator = Evaluator(
+        module,
+        cfg,
+        dataset,
+        ranks,
+        build_task(cfg, dataset, ranks.device),
+        data.augmentation(cfg.data, dataset),
+        [],
+        numerics,
+    )
+    buffers = _restore(module, state, evaluator)
+    metrics: dict[str, float] = {}
+    for name in splits or [name for name in ("val", "test") if getattr(dataset, name) is not None]:
+        split = getattr(dataset, name)
+        if split is None:
+            raise ConfigError(f"--split {name}: {cfg.data.name} has no {name} split.")
+        limit = cfg.eval_train_samples if name == "train" else None
+        sums = evaluator.split(split, buffers, limit=limit)
+        metrics |= {f"{name}/{metric}": value for metric, value in evaluator.task.metrics(sums).items()}
+    samples_seen = state["step"] * cfg.global_batch_size(cfg.world_size)
+    return Evaluation(str(directory), run.hash, list(changes), samples_seen, metrics)
 
 
-class Evaluator:
-    """What a run evaluates, and with which running statistics. Collective: every rank must call its methods."""
+def _check_changes(trained: Config, cfg: Config) -> None:
+    """Raises: ConfigError for a change after which training would have ended elsewhere."""
+    before, after = (_flat(identity(one)) for one in (trained, cfg))
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key) and key not in EVALUATION_ONLY:
+            raise ConfigError(
+                f"{key} is part of what was trained, so a run cannot be evaluated with another; "
+                f"change only {', '.join(sorted(EVALUATION_ONLY))}, or keys that change no result."
+            )
 
-    def __init__(
-        self,
-        module: nn.Module,
-        cfg: Config,
-        dataset: Dataset,
-        ranks: Ranks,
-        task: Task,
-        augmentation: Augmentation,
-        norm_names: Sequence[str],
-        *,
-        dtype: torch.dtype,
-        autocast: torch.autocast,
-        memory_format: torch.memory_format,
-    ) -> None:
-        self.module, self.cfg, self.dataset, self.ranks = module, cfg, dataset, ranks
-        self.task, self.augmentation, self.norm_names = task, augmentation, norm_names
-        self.dtype, self.autocast, self.memory_format = dtype, autocast, memory_format
 
-    def buffers(self) -> tuple[Buffers, dict[str, float]]:
-        """Copies of rank 0's buffers with the policy's running statistics (C,), and the ranks' spread."""
-        buffers = self.ranks.rank0_copy(dict(self.module.named_buffers()))
-        statistics = RankStatistics.gather(self.module, self.ranks)
-        if statistics is None:
-            return buffers, {}
-        assert isinstance(self.cfg.norm, BatchNormConfig)
-        match self.cfg.norm.running_stats:
-            case RunningStats.rank0:
-                chosen = statistics.rank0()
-            case RunningStats.pooled:
-                chosen = statistics.pooled()
-            case RunningStats.precise:
-                chosen = self._precise(self.cfg.norm)
-        return buffers | as_buffers(self.module, *chosen), statistics.spread()
+def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
 
-    def _precise(self, norm: BatchNormConfig) -> tuple[torch.Tensor, torch.Tensor]:
-        # A checkpoint needs these too, and a stop signal waits for it.
-        chunks = self._chunks(self.dataset.train, norm.precise_samples, lambda: 0)
-        images = (images_BCHW for images_BCHW, _ in chunks)
-        return precise_statistics(self.module, images, self._chunk_size(), self.ranks, autocast=self.autocast)
 
-    def _chunk_size(self) -> int:
-        """The samples that share statistics in training."""
-        logical_ranks = self.cfg.logical_ranks(self.ranks.world_size)
-        return self.cfg.norm.normalization_batch_size(self.cfg.batch_size, logical_ranks)
+def _converted(cfg: Config, dataset: Dataset) -> nn.Module:
+    norm = cfg.norm
+    if isinstance(norm, SyncBatchNormConfig) and (norm.sync_group_size or 0) > cfg.virtual_ranks:
+        norm = replace(norm, sync_group_size=None)  # its groups are of processes, and here is one
+    return convert_norms(build_model(cfg.model, len(dataset.classes), seed=cfg.seed), norm, cfg.virtual_ranks)
 
-    def _chunks(
-        self, split: Split, samples: int, stop_signal: Callable[[], int]
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """This rank's batches of `samples` samples of a split, in whole chunks, at the training's size."""
-        batches = precise_batches(
-            split,
-            self.augmentation,
-            self.dataset.mean_C,
-            self.dataset.std_C,
-            seed=self.cfg.seed,
-            samples=samples,
-            chunk_size=self._chunk_size(),
-            chunks_per_batch=max(1, self.cfg.eval_batch // self._chunk_size()),
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-            device=self.ranks.device,
-            dtype=self.dtype,
-        )
-        for images_BCHW, labels in in_rounds(batches, self.ranks, stop_signal):
-            yield images_BCHW.contiguous(memory_format=self.memory_format), labels
 
-    def diagnose(
-        self, buffers: Buffers, stop_signal: Callable[[], int] = lambda: 0
-    ) -> tuple[dict[str, float], diagnostics.PerLayer]:
-        """What the norm layers do (see norms.diagnostics), and train_mode_gap: scalars, and a value a layer.
+def _restore(module: nn.Module, state: Mapping[str, Any], evaluator: Evaluator) -> Buffers:
+    """Give the module its parameters and rank 0's buffers. Returns the buffers that are evaluated."""
+    buffers = dict(module.named_buffers())
+    statistics: list[RankStatistics] = []
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(state["model"][name])
+        for own in reversed(state["rank_state"]):  # rank 0's last, so that they stay
+            checkpoint.copy_into(buffers.values(), own)
+            found = RankStatistics.gather(module, evaluator.ranks)
+            statistics = [found, *statistics] if found else []
+    if not statistics:
+        return buffers
+    of_all = RankStatistics(
+        torch.cat([one.mean_RN for one in statistics]), torch.cat([one.var_RN for one in statistics])
+    )
+    return buffers | evaluator.chosen(of_all)
 
-        A few samples of train, unaugmented, are looked at. val/train_mode_gap is the task's main metric on as
-        many samples of val in train mode (statistics of chunks of NBS samples) less that in eval mode, on the
-        same pictures, cut to the training's size. It is left out where val has no whole chunk.
-        Source: the gap between modes: Wu & Johnson 2021, arXiv:2105.07576, section 4.
-        """
-        samples = max(self.cfg.diagnostics_samples, self._chunk_size())
-        images = (images_BCHW for images_BCHW, _ in self._chunks(self.dataset.train, samples, stop_signal))
-        seen = diagnostics.probe(
-            self.module, self.norm_names, images, self._chunk_size(), self.ranks, autocast=self.autocast
-        )
-        statistics = RankStatistics.gather(self.module, self.ranks)
-        of_layers = {f"norm/{tag}": values for tag, values in seen.outputs.items()}
-        ranges = diagnostics.gamma_ranges(self.module, self.norm_names)
-        of_layers |= {f"norm/{tag}": values for tag, values in ranges.items()}
-        if statistics is not None and seen.precise is not None:
-            gaps = diagnostics.gaps(self.module, from_buffers(self.module, buffers), seen.precise)
-            spreads = diagnostics.spreads(self.module, statistics)
-            of_layers |= {f"running_stats/{tag}": values for tag, values in (gaps | spreads).items()}
-        scalars = diagnostics.of_network(of_layers)
-        return scalars | self._train_mode_gap(buffers, samples, stop_signal), of_layers
 
-    def _train_mode_gap(self, buffers: Buffers, samples: int, stop_signal: Callable[[], int]) -> dict[str, float]:
-        twin, _ = chunked_twin(self.module, self._chunk_size())
-        sums_2 = torch.stack([self.task.zero_sums(self.ranks.device)] * 2)
-        with evaluating(self.module), self.autocast:
-            for images_BCHW, labels in self._chunks(self.dataset.val, samples, stop_signal):
-                self.task.add_evaluation(sums_2[0], twin(images_BCHW), labels)
-                output = functional_call(self.module, buffers, (images_BCHW,))
-                self.task.add_evaluation(sums_2[1], output, labels)
-        sums_2 = self.ranks.sum(sums_2)
-        if not sums_2[0].any():
-            return {}
-        in_train_mode, in_eval_mode = (self.task.metrics(sums).get(self.cfg.main_metric) for sums in sums_2)
-        if in_train_mode is None or in_eval_mode is None:
-            return {}
-        return {"val/train_mode_gap": in_train_mode - in_eval_mode}
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m normlab.evaluate",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's directory, then key=value for all of them")
+    parser.add_argument(
+        "--split", nargs="+", choices=SPLITS, default=[], help="default: val, and test if there is one"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object per run")
+    args = parser.parse_intermixed_args(arguments)
+    changes = [one for one in args.runs if "=" in one and not os.path.isdir(one)]
+    directories = [Path(one) for one in args.runs if one not in changes]
+    try:
+        if not directories:
+            raise ConfigError("no run is named; give a run's directory: runs/<study>/<run>.")
+        for directory in directories:
+            evaluation = evaluate_run(directory, changes, args.split)
+            print(json.dumps(asdict(evaluation)) if args.json else _line(evaluation), flush=True)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stderr.close()
 
-    def metrics(
-        self, buffers: Buffers, *, final: bool, stop_signal: Callable[[], int] = lambda: 0
-    ) -> dict[str, float]:
-        """Of val, what the task is judged by of training samples, and at the very end of test.
 
-        `val_sums` then holds the sums that the metrics of val were made of.
-        Raises: Stopped between two batches, once a rank has a stop signal.
-        """
-        self.val_sums = self.split(self.dataset.val, buffers, stop_signal)
-        limit = self.cfg.eval_train_samples
-        train = self.task.metrics(self.split(self.dataset.train, buffers, stop_signal, limit=limit))
-        metrics = {f"val/{name}": value for name, value in self.task.metrics(self.val_sums).items()}
-        main = self.cfg.main_metric
-        metrics |= {f"train/{main}": train[main]} if main in train else {}
-        if final and self.dataset.test is not None:
-            test = self.task.metrics(self.split(self.dataset.test, buffers, stop_signal))
-            metrics |= {f"test/{name}": value for name, value in test.items()}
-        return metrics
+def _line(evaluation: Evaluation) -> str:
+    shown = {name: value for name, value in evaluation.metrics.items() if "/iou" not in name}  # of each class
+    return f"{evaluation.run}: " + "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
 
-    def pictures(self, buffers: Buffers) -> dict[str, Callable[[], np.ndarray]]:
-        """Name -> what draws it, of the last metrics; of segmentation only. No collective: one rank may draw."""
-        if not isinstance(self.task, Segmentation):
-            return {}
-        task, classes, palette_K3 = self.task, self.dataset.classes, self.dataset.palette_K3
-        assert palette_K3 is not None
-        return {
-            "val/predictions": lambda: pictures.predictions(self._predicted(buffers), palette_K3, classes),
-            "val/confusion": lambda: pictures.confusion(task.confusion(self.val_sums).cpu(), classes),
-        }
 
-    def _predicted(self, buffers: Buffers) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """(picture, truth, prediction) of the same few samples of val each time."""
-        val, drawn = self.dataset.val, []
-        with evaluating(self.module), self.autocast:
-            for index_1 in fixed_permutation(len(val))[:NUM_PICTURES].split(1):
-                images_BHWC, labels_BHW = val.take(index_1)
-                pixels = images_BHWC.to(self.ranks.device)
-                images_BCHW = normalise(pixels, self.dataset.mean_C, self.dataset.std_C, self.dtype)
-                images_BCHW = images_BCHW.contiguous(memory_format=self.memory_format)
-                output = functional_call(self.module, buffers, (images_BCHW,))
-                drawn.append((images_BHWC[0], labels_BHW[0], output["out"][0].argmax(0).cpu()))
-        return drawn
-
-    def split(
-        self,
-        split: Split,
-        buffers: Buffers,
-        stop_signal: Callable[[], int] = lambda: 0,
-        *,
-        limit: int | None = None,
-    ) -> torch.Tensor:
-        """The task's sums over one split, or over `limit` of its samples. Raises: Stopped."""
-        batches = eval_batches(
-            split,
-            self.dataset.mean_C,
-            self.dataset.std_C,
-            batch_size=self.cfg.eval_batch,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-            device=self.ranks.device,
-            dtype=self.dtype,
-            limit=limit,
-        )
-        return evaluate(
-            self.module,
-            buffers,
-            in_rounds(batches, self.ranks, stop_signal),
-            self.ranks,
-            self.task,
-            autocast=self.autocast,
-            memory_format=self.memory_format,
-        )
+if __name__ == "__main__":
+    main()

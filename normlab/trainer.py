@@ -12,16 +12,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from normlab import checkpoint, data
-from normlab.config import Precision
 from normlab.data.batches import TrainBatches
 from normlab.data.dataset import Dataset
 from normlab.distributed import Ranks, device_name
-from normlab.evaluate import Buffers, Evaluator, Stopped
+from normlab.evaluator import Buffers, Evaluator, Stopped
 from normlab.logger import Logger
 from normlab.models import build_model
 from normlab.models.initial_weights import head_parameters, load_initial_weights
 from normlab.norms import LEFT_ALONE, NormLayer, convert_norms, format_report
 from normlab.norms.diagnostics import PerLayer
+from normlab.numerics import Numerics
 from normlab.optimizer import LearningRate, build_optimizer
 from normlab.run import Run
 from normlab.tasks import build_task
@@ -51,11 +51,7 @@ class Trainer:
         self.threads = ranks.set_threads(cfg.threads)
         self.global_batch_size = cfg.global_batch_size(ranks.world_size)
         self.steps_per_epoch, self.total_steps = run.steps(len(dataset.train))
-        self.dtype = torch.float64 if cfg.precision is Precision.fp64 else torch.float32
-        self.memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
-        self.autocast = torch.autocast(
-            ranks.device.type, dtype=torch.bfloat16, enabled=cfg.precision is Precision.bf16
-        )
+        self.numerics = Numerics.of(cfg.precision, ranks.device, channels_last=cfg.channels_last)
         self.task = build_task(cfg, dataset, ranks.device)
         augmentation = data.augmentation(cfg.data, dataset)
         self.batches = TrainBatches(
@@ -70,8 +66,7 @@ class Trainer:
             num_logical_ranks_here=cfg.virtual_ranks,
             augmentation=augmentation,
             augment=cfg.data.augment,
-            device=ranks.device,
-            dtype=self.dtype,
+            numerics=self.numerics,
         )
         self.norms: list[NormLayer] = []
         model = build_model(cfg.model, len(dataset.classes), seed=cfg.seed)
@@ -81,8 +76,7 @@ class Trainer:
         self.initial_weights = None
         if cfg.model.init_from is not None:
             self.initial_weights = load_initial_weights(model, cfg.model, num_classes)
-        model = model.to(ranks.device, self.dtype).to(memory_format=self.memory_format)
-        self.module = convert_norms(model, cfg.norm, cfg.virtual_ranks, self.norms).train()
+        self.module = convert_norms(self.numerics.module(model), cfg.norm, cfg.virtual_ranks, self.norms).train()
         self.optimizer = build_optimizer(self.module, cfg.optim, head)
         self.learning_rate = LearningRate.from_config(
             cfg.optim,
@@ -108,9 +102,7 @@ class Trainer:
             self.task,
             augmentation,
             [row.name for row in self.norms if row.now != LEFT_ALONE],
-            dtype=self.dtype,
-            autocast=self.autocast,
-            memory_format=self.memory_format,
+            self.numerics,
         )
         self.policy: Buffers = {}
         self.spread: dict[str, float] = {}
@@ -185,8 +177,8 @@ class Trainer:
         for index, (images_BCHW, labels) in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             with nullcontext() if last or self.ddp is self.module else self.ddp.no_sync():  # type: ignore[operator]
-                with self.autocast:
-                    output = self.model(images_BCHW.contiguous(memory_format=self.memory_format))
+                with self.numerics.autocast:
+                    output = self.model(images_BCHW)
                     loss_sum = self.task.loss_sum(output, labels)
                 loss += loss_sum.detach()
                 with torch.no_grad():
@@ -307,8 +299,8 @@ class Trainer:
         """
         state = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
         images_BCHW, labels = next(self.batches.epoch(0))[0]
-        with self.autocast:
-            output = self.model(images_BCHW.contiguous(memory_format=self.memory_format))
+        with self.numerics.autocast:
+            output = self.model(images_BCHW)
             loss_sum = self.task.loss_sum(output, labels)
         loss_sum.backward()
         self.optimizer.zero_grad()
@@ -365,10 +357,7 @@ class Trainer:
             for name, parameter in self.module.named_parameters():
                 parameter.copy_(state["model"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        own = state["rank_state"][self.ranks.rank]
-        tensors = self._rank_state()
-        for tensor, values in zip(tensors, own.split([t.numel() for t in tensors]), strict=True):
-            tensor.copy_(values.view(tensor.shape))
+        checkpoint.copy_into(self._rank_state(), state["rank_state"][self.ranks.rank])
         self.train_s, self.earlier_wall_s = state["train_s"], state["wall_s"]
         self.resumed = state["resumed"] + 1
         logger.note(f"resuming after {state['step'] * self.global_batch_size} samples")

@@ -12,12 +12,12 @@ ROOT = Path(__file__).parents[1]
 # Each room may import from those before it, and from itself.
 LAYERS = [
     ["normlab.config", "normlab.atomic", "normlab.pictures", "normlab.run_files", "normlab.console"],
-    ["normlab.run", "normlab.distributed", "normlab.metrics"],
+    ["normlab.run", "normlab.distributed", "normlab.metrics", "normlab.numerics"],
     ["normlab.norms", "normlab.data", "normlab.checkpoint", "normlab.logger", "normlab.progress"],
     ["normlab.models"],
     ["normlab.tasks", "normlab.optimizer"],
-    ["normlab.evaluate"],
-    ["normlab.trainer", "normlab.preflight"],
+    ["normlab.evaluator"],
+    ["normlab.trainer", "normlab.preflight", "normlab.evaluate"],
     ["launch"],
     ["normlab.report", "normlab.bench"],
     ["train"],

@@ -83,7 +83,7 @@ def evaluated_by_torchmetrics(rank, overrides):
         x = image_HWC.permute(2, 0, 1).double() / 255
         x = (x - trainer.dataset.mean_C.view(3, 1, 1)) / trainer.dataset.std_C.view(3, 1, 1)
         with torch.no_grad():
-            logits = trainer.module.eval()(x[None].to(trainer.dtype))["out"]
+            logits = trainer.module.eval()(x[None].to(trainer.numerics.dtype))["out"]
         oracle.update(logits.argmax(1), mask_HW[None].long())
         loss += F.cross_entropy(logits, mask_HW[None].long(), ignore_index=IGNORED, reduction="sum").item()
         pixels += int((mask_HW != IGNORED).sum())

@@ -167,7 +167,7 @@ def evaluated_by_hand(rank, overrides):
     pixels = (images_BHWC.permute(0, 3, 1, 2) / 255.0).double()
     x = (pixels - trainer.dataset.mean_C.view(3, 1, 1)) / trainer.dataset.std_C.view(3, 1, 1)
     with torch.no_grad():
-        logits = trainer.module.eval()(x.to(trainer.dtype))
+        logits = trainer.module.eval()(x.to(trainer.numerics.dtype))
     by_hand = F.cross_entropy(logits, labels_B).item(), (logits.argmax(1) == labels_B).double().mean().item()
     sums = trainer.evaluator.split(trainer.dataset.val, dict(trainer.module.named_buffers()))
     ours = trainer.task.metrics(sums)

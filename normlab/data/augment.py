@@ -1,4 +1,4 @@
-"""How samples become a training batch, and its normalisation. What is drawn depends on (seed, epoch, sample)."""
+"""How samples become a training batch. What is drawn depends on (seed, epoch, sample)."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -81,13 +81,3 @@ def augment(images_BHWC: torch.Tensor, draws_B3: torch.Tensor) -> torch.Tensor:
     first_B = flip_B * mirror_step + image_B * image_step + row_B * row_step + column_B * pixel_step
     row_H = torch.arange(H, device=images_BHWC.device) * row_step
     return rows.index_select(0, (first_B[:, None] + row_H).view(-1)).view(B, H, W, C)
-
-
-def normalise(
-    images_BHWC: torch.Tensor, mean_C: torch.Tensor, std_C: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
-    """(x / 255 - mean_c) / std_c: uint8 (B, H, W, C) to contiguous (B, C, H, W) of `dtype`."""
-    shift = (mean_C * 255).to(images_BHWC.device, dtype).view(-1, 1, 1)
-    scale = (1 / (255 * std_C)).to(images_BHWC.device, dtype).view(-1, 1, 1)
-    images_BCHW = images_BHWC.permute(0, 3, 1, 2)
-    return images_BCHW.to(dtype, memory_format=torch.contiguous_format, copy=True).sub_(shift).mul_(scale)

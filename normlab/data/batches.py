@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import torch
 
-from normlab.data.augment import Augmentation, normalise
+from normlab.data.augment import Augmentation
 from normlab.data.dataset import Split
 from normlab.data.order import Stream, epoch_order, fixed_permutation, permutation, steps_per_epoch
+from normlab.numerics import Numerics
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Images (B, 3, H, W), normalised, and labels: (B,) int64, or (B, H, W) where each pixel has its own."""
@@ -34,17 +35,16 @@ class TrainBatches:
         num_logical_ranks_here: int,
         augmentation: Augmentation,
         augment: bool,
-        device: torch.device,
-        dtype: torch.dtype,
+        numerics: Numerics,
     ) -> None:
         assert 0 <= first_logical_rank <= logical_ranks - num_logical_ranks_here
         self._split = split
-        self._mean_C, self._std_C = mean_C.to(device), std_C.to(device)
+        self._mean_C, self._std_C = mean_C.to(numerics.device), std_C.to(numerics.device)
         self._seed = seed
         self._shape = {"accumulate": accumulate, "logical_ranks": logical_ranks, "batch_size": batch_size}
         self._ranks_here = slice(first_logical_rank, first_logical_rank + num_logical_ranks_here)
         self._augmentation, self._augment = augmentation, augment
-        self._device, self._dtype = device, dtype
+        self._numerics = numerics
         self.steps_per_epoch = steps_per_epoch(len(split), accumulate * logical_ranks * batch_size)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
@@ -61,8 +61,8 @@ class TrainBatches:
             yield [self._batch(indices.T.reshape(-1), draws) for indices in micro_batches]
 
     def _batch(self, index_B: torch.Tensor, draws: torch.Tensor | None) -> Batch:
-        images_BHWC, labels = self._augmentation.batch(self._split, index_B, draws, self._device)
-        return normalise(images_BHWC, self._mean_C, self._std_C, self._dtype), labels
+        images_BHWC, labels = self._augmentation.batch(self._split, index_B, draws, self._numerics.device)
+        return self._numerics.images(images_BHWC, self._mean_C, self._std_C), labels
 
 
 def eval_batches(
@@ -73,8 +73,7 @@ def eval_batches(
     batch_size: int,
     rank: int,
     world_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
+    numerics: Numerics,
     limit: int | None = None,
 ) -> Iterator[Batch]:
     """This rank's share of a split, unaugmented: each sample once over all ranks, nothing padded.
@@ -86,10 +85,10 @@ def eval_batches(
     order = torch.arange(len(split))
     if limit is not None and limit < len(split):
         order = fixed_permutation(len(split))[:limit]
-    mean_C, std_C = mean_C.to(device), std_C.to(device)
+    mean_C, std_C = mean_C.to(numerics.device), std_C.to(numerics.device)
     for index_B in split.eval_groups(order, batch_size)[rank::world_size]:
         images_BHWC, labels = split.take(index_B)
-        yield normalise(images_BHWC.to(device), mean_C, std_C, dtype), labels.to(device)
+        yield numerics.images(images_BHWC, mean_C, std_C), labels.to(numerics.device)
 
 
 def precise_batches(
@@ -104,8 +103,7 @@ def precise_batches(
     chunks_per_batch: int,
     rank: int,
     world_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
+    numerics: Numerics,
 ) -> Iterator[Batch]:
     """This rank's share of `samples` samples (or all there are), unaugmented, in whole chunks of `chunk_size`.
 
@@ -117,5 +115,5 @@ def precise_batches(
     order_KB = order[: chunks * chunk_size].view(chunks, chunk_size)
     batches = order_KB.split(chunks_per_batch) if chunks else ()  # of nothing, split makes one batch of nothing
     for index_KB in batches[rank::world_size]:
-        images_BHWC, labels = augmentation.batch(split, index_KB.T.reshape(-1), None, device)
-        yield normalise(images_BHWC, mean_C.to(device), std_C.to(device), dtype), labels
+        images_BHWC, labels = augmentation.batch(split, index_KB.T.reshape(-1), None, numerics.device)
+        yield numerics.images(images_BHWC, mean_C, std_C), labels

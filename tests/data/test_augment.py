@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from normlab.data.augment import PAD, augment, epoch_draws, normalise
+from normlab.data.augment import PAD, augment, epoch_draws
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -56,17 +56,3 @@ def test_draws_are_a_function_of_seed_epoch_and_sample():
     assert torch.equal(draws[:10], epoch_draws(10, seed=1, epoch=2))
     assert not torch.equal(draws, epoch_draws(100, seed=1, epoch=3))
     assert not torch.equal(draws, epoch_draws(100, seed=2, epoch=2))
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_normalise_is_the_formula(dtype, tolerance):
-    images_BHWC = images(4, 5, 6, 3)
-    mean_C, std_C = (
-        torch.tensor([0.4, 0.5, 0.6], dtype=torch.float64),
-        torch.tensor([0.2, 0.3, 0.25], dtype=torch.float64),
-    )
-    found = normalise(images_BHWC, mean_C, std_C, dtype)
-    expected = ((images_BHWC.double() / 255 - mean_C) / std_C).permute(0, 3, 1, 2)
-    assert found.dtype == dtype
-    assert found.is_contiguous()
-    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)

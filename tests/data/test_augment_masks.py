@@ -3,12 +3,14 @@
 import pytest
 import torch
 
-from normlab.config import ShapesSegConfig
+from normlab.config import Precision, ShapesSegConfig
 from normlab.data.augment_masks import ScaleAndCrop
 from normlab.data.batches import TrainBatches
 from normlab.data.dataset import IGNORED, MaskedImages
+from normlab.numerics import Numerics
 
 CPU = torch.device("cpu")
+FP64 = Numerics.of(Precision.fp64, CPU)
 MEAN_C = torch.tensor([0.2, 0.4, 0.6], dtype=torch.float64)
 SIZES = [(40, 60), (20, 90), (64, 64), (10, 10)]
 
@@ -105,8 +107,7 @@ def batches(ranks, first, here, batch_size):
         num_logical_ranks_here=here,
         augmentation=scale_and_crop(),
         augment=True,
-        device=CPU,
-        dtype=torch.float64,
+        numerics=FP64,
     )
 
 

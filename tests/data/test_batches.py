@@ -3,13 +3,15 @@
 import pytest
 import torch
 
-from normlab.config import ConfigError
-from normlab.data.augment import CropAndFlip, augment, epoch_draws, normalise
+from normlab.config import ConfigError, Precision
+from normlab.data.augment import CropAndFlip, augment, epoch_draws
 from normlab.data.batches import TrainBatches, eval_batches, precise_batches
 from normlab.data.dataset import LabelledImages
 from normlab.data.order import epoch_order
+from normlab.numerics import Numerics
 
 CPU = torch.device("cpu")
+FP64, FP32 = Numerics.of(Precision.fp64, CPU), Numerics.of(Precision.fp32, CPU)
 MEAN_C, STD_C = torch.full((3,), 0.5, dtype=torch.float64), torch.full((3,), 0.25, dtype=torch.float64)
 NUM = 70
 """Labels are sample numbers here, so that a batch tells what it holds."""
@@ -36,8 +38,7 @@ def batches(split, *, batch_size=16, accumulate=1, ranks=1, first=0, here=1, aug
         num_logical_ranks_here=here,
         augmentation=CropAndFlip((3, 8, 8)),
         augment=augment,
-        device=CPU,
-        dtype=torch.float64,
+        numerics=FP64,
     )
 
 
@@ -49,12 +50,12 @@ def test_a_step_is_the_augmented_normalised_samples_of_the_order(split):
     for [(images_BCHW, labels_B)], indices in zip(steps, order.view(4, 16), strict=True):
         assert torch.equal(labels_B, indices)
         expected = augment(split.images_BHWC[indices], draws[indices])
-        assert torch.equal(images_BCHW, normalise(expected, MEAN_C, STD_C, torch.float64))
+        assert torch.equal(images_BCHW, FP64.images(expected, MEAN_C, STD_C))
 
 
 def test_without_augmentation_the_pictures_are_as_they_are(split):
     [(images_BCHW, labels_B)] = next(batches(split, augment=False).epoch(0))
-    assert torch.equal(images_BCHW, normalise(split.images_BHWC[labels_B], MEAN_C, STD_C, torch.float64))
+    assert torch.equal(images_BCHW, FP64.images(split.images_BHWC[labels_B], MEAN_C, STD_C))
 
 
 @pytest.mark.parametrize(("ranks", "here", "accumulate"), [(2, 1, 1), (4, 1, 1), (4, 2, 1), (2, 1, 2), (4, 4, 2)])
@@ -106,8 +107,7 @@ def evaluated(split, rank, world_size, **options):
         batch_size=16,
         rank=rank,
         world_size=world_size,
-        device=CPU,
-        dtype=torch.float32,
+        numerics=FP32,
         **options,
     )
 
@@ -119,7 +119,7 @@ def test_evaluation_has_the_same_batches_at_any_world_size(split, world_size):
     assert sum(map(len, shares)) == 5
     assert [len(labels) for _, labels in found] == [16, 16, 16, 16, 6]
     assert torch.cat([labels for _, labels in found]).tolist() == list(range(NUM))
-    expected = normalise(split.images_BHWC, MEAN_C, STD_C, torch.float32)
+    expected = FP32.images(split.images_BHWC, MEAN_C, STD_C)
     assert torch.equal(torch.cat([images for images, _ in found]), expected)
 
 
@@ -143,7 +143,6 @@ def test_statistics_are_computed_on_whole_chunks_and_on_none_where_there_is_none
         chunks_per_batch=2,
         rank=0,
         world_size=1,
-        device=CPU,
-        dtype=torch.float32,
+        numerics=FP32,
     )
     assert [len(labels_B) for _, labels_B in batches] == sizes

@@ -1,0 +1,54 @@
+"""What a model computes with."""
+
+import pytest
+import torch
+from torch import nn
+
+from normlab.config import Precision
+from normlab.numerics import Numerics
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("precision", "dtype", "tolerance"),
+    [
+        (Precision.fp64, torch.float64, 1e-12),
+        (Precision.fp32, torch.float32, 1e-5),
+        (Precision.bf16, torch.float32, 1e-5),
+    ],
+)
+def test_images_are_normalised_by_the_formula_in_the_format_of_the_model(
+    precision, dtype, tolerance, channels_last
+):
+    images_BHWC = torch.randint(
+        0, 256, (4, 5, 6, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    before = images_BHWC.clone()
+    mean_C = torch.tensor([0.4, 0.5, 0.6], dtype=torch.float64)
+    std_C = torch.tensor([0.2, 0.3, 0.25], dtype=torch.float64)
+    numerics = Numerics.of(precision, CPU, channels_last=channels_last)
+    found = numerics.images(images_BHWC, mean_C, std_C)
+    expected = ((images_BHWC.double() / 255 - mean_C) / std_C).permute(0, 3, 1, 2)
+    assert found.dtype == dtype
+    assert found.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+    assert torch.equal(images_BHWC, before)
+
+
+def test_a_module_has_the_dtype_and_format_of_its_images():
+    layer = Numerics.of(Precision.fp64, CPU, channels_last=True).module(nn.Conv2d(4, 4, 3))
+    assert layer.weight.dtype == torch.float64
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [(Precision.bf16, torch.bfloat16), (Precision.fp32, torch.float32)]
+)
+def test_bf16_computes_under_autocast_alone(precision, dtype):
+    numerics = Numerics.of(precision, CPU)
+    layer = numerics.module(nn.Linear(2, 2))
+    with numerics.autocast:
+        assert layer(torch.zeros(1, 2)).dtype == dtype
+    assert layer.weight.dtype == torch.float32
