@@ -1,14 +1,17 @@
-"""Start a job's ranks on this machine, in the same way torchrun does: torch elastic."""
+"""Start a job's ranks on this machine, and end them together."""
 
-import logging
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
+import signal
 import sys
 import tempfile
-import uuid
+import time
+from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,9 @@ LONGEST_TMPDIR = 103 - len("/pymp-12345678/listener-12345678")
 
 LEAVE_WITHIN_S = 3600
 """How long ranks that were told to stop may take for their step and their checkpoint."""
+
+FOLLOW_WITHIN_S = 30
+"""How long ranks may take to leave once another has failed."""
 
 
 def preload() -> None:
@@ -114,47 +120,95 @@ def start_ranks(cfg: Config, study: str, run: Run, surroundings: Surroundings | 
     second one ends all at once, so that ranks that hang in a collective can be ended. A rank that dies takes the
     others with it, and its error is shown with its rank.
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed import TCPStore
 
     from launch.rank import run_started_rank
 
-    # Its own account of a stop or a failure is a page; ours is a line. Each of its loggers has its own level.
-    for name in list(logging.Logger.manager.loggerDict):
-        if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
     assert cfg.world_size is not None
-    launch_config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=cfg.world_size,
-        run_id=str(uuid.uuid4()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
-        max_restarts=0,
-        start_method="forkserver",
-        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # else an empty folder stays in TMPDIR
-        signals_to_handle="",  # ours are
-        shutdown_timeout=LEAVE_WITHIN_S,
-    )
-    try:
-        with stop_signals_raise(lambda number: SignalException("", number)):
-            elastic_launch(launch_config, run_started_rank)(cfg, study, run, surroundings or Surroundings())
-    except SignalException as stopped:
-        return 128 + stopped.sigval
-    except ChildFailedError as failed:
-        rank, failure = failed.get_first_failure()
-        if failure.exitcode < 0:
-            cause = f"rank {rank} was killed by {failure.signal_name()}"
-            print(f"error: {cause}", file=sys.stderr)
-            _record(run, cause)
-            return 1
-        if failure.exitcode == 1:
-            print(f"error: rank {rank} failed; its error stands above", file=sys.stderr)
-        return failure.exitcode
-    return 0
+    # Here, and not in rank 0: its port is known before any rank starts, and no rank outlives it.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("forkserver")
+    ranks = [
+        context.Process(
+            target=run_started_rank,
+            args=(
+                _rank_environment(rank, cfg.world_size, store.port),
+                cfg,
+                study,
+                run,
+                surroundings or Surroundings(),
+            ),
+        )
+        for rank in range(cfg.world_size)
+    ]
+    with stop_signals_raise(_Stopped):
+        try:
+            for process in ranks:
+                process.start()
+            failed = _first_to_fail(ranks)
+            if failed is not None:
+                _end(ranks, signal.SIGTERM, FOLLOW_WITHIN_S)
+        except _Stopped as stopped:
+            _end(ranks, stopped.signal, LEAVE_WITHIN_S)
+            return 128 + stopped.signal
+    if failed is None:
+        return 0
+    code = ranks[failed].exitcode
+    assert code is not None
+    if code < 0:
+        cause = f"rank {failed} was killed by {signal.Signals(-code).name}"
+        print(f"error: {cause}", file=sys.stderr)
+        _record(run, cause)
+        return 1
+    if code == 1:
+        print(f"error: rank {failed} failed; its error stands above", file=sys.stderr)
+    return code
+
+
+class _Stopped(Exception):
+    def __init__(self, number: signal.Signals) -> None:
+        self.signal = number
+
+
+def _rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """What torchrun tells a rank, so that it joins in the same way."""
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is its parent's, for rank 0 too
+    }
+
+
+def _first_to_fail(ranks: Sequence[BaseProcess]) -> int | None:
+    """Wait until all ranks have left or one has failed. Returns its number; of several, one that was killed."""
+    running = dict(enumerate(ranks))
+    while running:
+        multiprocessing.connection.wait([process.sentinel for process in running.values()])
+        codes = {rank: process.exitcode for rank, process in running.items() if process.exitcode is not None}
+        if failed := {rank: code for rank, code in codes.items() if code != 0}:
+            return min(failed, key=lambda rank: (failed[rank] > 0, rank))
+        running = {rank: process for rank, process in running.items() if rank not in codes}
+    return None
+
+
+def _end(ranks: Sequence[BaseProcess], number: signal.Signals, within_s: float) -> None:
+    """Send the signal to the ranks that are left, and SIGKILL to those that have not gone after `within_s`."""
+    started = [process for process in ranks if process.pid is not None]
+    for process in started:
+        assert process.pid is not None
+        if process.exitcode is None:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+    deadline = time.monotonic() + within_s
+    for process in started:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.exitcode is None:
+            process.kill()
+            process.join()
 
 
 def _record(run: Run, cause: str) -> None:

@@ -20,9 +20,12 @@ from normlab.run_files import read_launch, read_result
 from normlab.trainer import Outcome, Trainer
 
 
-def run_started_rank(cfg: Config, study: str, run: Run, surroundings: Surroundings) -> None:
+def run_started_rank(
+    environment: dict[str, str], cfg: Config, study: str, run: Run, surroundings: Surroundings
+) -> None:
     """A rank that `launch.local` started: ends with its launcher, and tells it how by its exit code."""
     end_with_parent()
+    os.environ.update(environment)
     with StopSignal():  # until here the fork server's mask holds them back
         surroundings.enter()
         sys.exit(run_rank(cfg, study, run))
