@@ -39,6 +39,19 @@ class Outcome:
     stop_signal: int = 0
 
 
+@dataclass(frozen=True)
+class Step:
+    """What the ranks agreed on in one optimizer step."""
+
+    stop_signal: int
+    save_due: bool
+    finite: bool
+    """Whether the loss was; where it was not, the weights are as they were."""
+
+    grad_norm: torch.Tensor | None
+    """Where it was measured or clipped."""
+
+
 class Trainer:
     """Builds a run in the design's order: model, device, norm, optimizer, DDP; `train` is the loop.
 
@@ -104,12 +117,13 @@ class Trainer:
             [row.name for row in self.norms if row.now != LEFT_ALONE],
             self.numerics,
         )
-        self.policy: Buffers = {}
+        self.evaluated: Buffers = {}
         self.spread: dict[str, float] = {}
-        self.policy_step = -1
-        self.window = self.task.zero_sums(ranks.device)
+        self.evaluated_step = -1
+        self.unlogged_sums = self.task.zero_sums(ranks.device)
         self.train_s = self.earlier_wall_s = 0.0
         self.resumed = 0
+        self.stop_signal: Callable[[], int] = lambda: 0
 
     # --- the loop --------------------------------------------------------------------------------------
 
@@ -119,8 +133,9 @@ class Trainer:
         A run that stops, or is killed, goes on from its last checkpoint when it is trained again, and ends
         with the same parameters bit for bit (same ranks, same threads, CPU).
         """
+        self.logger, self.stop_signal = logger, stop_signal
         self._warm_up()
-        step, logged = self._restore(logger)
+        step, logged = self._restore()
         self.ranks.on_rank0(lambda: logger.start(step, step * self.global_batch_size, logged))
         logger.document("norms", format_report(self.norms))
         if self.initial_weights is not None:
@@ -130,48 +145,46 @@ class Trainer:
         self.started = self.saved_at = self.logged_at = time.monotonic()
         self.logged_step = step
         try:
-            return self._train_from(step, logger, stop_signal)
+            return self._train_from(step)
         except Stopped as stopped:
             return Outcome("stopped", stop_signal=stopped.signal)
 
-    def _train_from(self, step: int, logger: Logger, stop_signal: Callable[[], int]) -> Outcome:
+    def _train_from(self, step: int) -> Outcome:
         """Raises: Stopped where a stop signal reached a rank, once the run can go on from a checkpoint."""
         metrics: dict[str, float] = {}
         while True:
             # The checkpoint of an epoch's end is saved before its evaluation, which may be long: a run that goes
             # on from there evaluates first.
             if self._evaluation_due(step):
-                metrics = self._evaluate(step, logger, stop_signal)
+                metrics = self._evaluate(step)
             if step == self.total_steps:
                 break
             epoch, first_step = divmod(step, self.steps_per_epoch)
             for micro_batches in self.batches.epoch(epoch, first_step):
-                signal, save_due, finite, grad_norm = self._step(step, micro_batches, stop_signal())
-                if not finite:
-                    return self._diverged(step, logger)
+                done = self._step(step, micro_batches)
+                if not done.finite:
+                    return self._diverged(step)
                 step += 1
                 if step % self.cfg.log_every == 0 or step == self.total_steps:
-                    self._log(step, grad_norm, logger)
+                    self._log(step, done.grad_norm)
                 epoch_ends = step % self.steps_per_epoch == 0 or step == self.total_steps
-                if epoch_ends or save_due or signal:
-                    self._save(step, logger)
-                if signal:
-                    raise Stopped(signal)
+                if epoch_ends or done.save_due or done.stop_signal:
+                    self._save(step)
+                if done.stop_signal:
+                    raise Stopped(done.stop_signal)
                 if step == self.total_steps:
                     break
         # No step comes after the last one to find that it spoilt the weights.
         if not (_all_finite(metrics) and all(p.isfinite().all() for p in self.module.parameters())):
-            return self._diverged(step, logger)
+            return self._diverged(step)
         return Outcome("finished", metrics, self._measured(step))
 
     def _evaluation_due(self, step: int) -> bool:
         epochs, steps = divmod(step, self.steps_per_epoch)
         return step == self.total_steps or (step > 0 and steps == 0 and epochs % self.cfg.eval_every_epochs == 0)
 
-    def _step(
-        self, step: int, micro_batches: list[Batch], signal: int
-    ) -> tuple[int, bool, bool, torch.Tensor | None]:
-        """One optimizer step. Returns what the ranks agreed on: stop signal, checkpoint due, loss finite."""
+    def _step(self, step: int, micro_batches: list[Batch]) -> Step:
+        """Forward, backward and update, unless the loss is not finite on some rank."""
         scale = self._start_scale(micro_batches)
         loss = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         for index, (images_BCHW, labels) in enumerate(micro_batches):
@@ -182,11 +195,11 @@ class Trainer:
                     loss_sum = self.task.loss_sum(output, labels)
                 loss += loss_sum.detach()
                 with torch.no_grad():
-                    self.task.add_training(self.window, loss_sum, output, labels)
+                    self.task.add_training(self.unlogged_sums, loss_sum, output, labels)
                 if last:
-                    agree = self._start_agreement(signal, loss)
+                    agree = self._start_agreement(loss)
                 (loss_sum * scale()).backward()
-        agreed_signal, save_due, not_finite = agree()
+        stop_signal, save_due, not_finite = agree()
         grad_norm = None
         if not not_finite:
             for group in self.optimizer.param_groups:
@@ -194,7 +207,7 @@ class Trainer:
             grad_norm = self._clip_gradients(measure=(step + 1) % self.cfg.log_every == 0)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return int(agreed_signal), bool(save_due), not not_finite, grad_norm
+        return Step(int(stop_signal), bool(save_due), not not_finite, grad_norm)
 
     def _start_scale(self, micro_batches: list[Batch]) -> Callable[[], float | torch.Tensor]:
         """What a sum of losses is multiplied by: 1 / the weight of all the step's samples, on all ranks.
@@ -210,11 +223,11 @@ class Trainer:
         # Where nothing counts, every pixel being ignored, the sum of losses is 0, and so is the gradient.
         return lambda: torch.where(total() > 0, self.ranks.world_size / total(), 0.0)
 
-    def _start_agreement(self, signal: int, loss: torch.Tensor) -> Callable[[], list[float]]:
+    def _start_agreement(self, loss: torch.Tensor) -> Callable[[], list[float]]:
         """Flags reach ranks at different moments; one small all-reduce beside the backward makes them one."""
         # Rank 0's clock alone decides when a checkpoint is due.
         due = self.ranks.rank == 0 and time.monotonic() - self.saved_at >= self.cfg.checkpoint_every_s
-        flags = torch.tensor([signal, due, 0], dtype=torch.float32, device=self.ranks.device)
+        flags = torch.tensor([self.stop_signal(), due, 0], dtype=torch.float32, device=self.ranks.device)
         flags[2] = ~torch.isfinite(loss)
         return self.ranks.start_max(flags)
 
@@ -226,12 +239,12 @@ class Trainer:
 
     # --- points ----------------------------------------------------------------------------------------
 
-    def _point(self, step: int, logger: Logger, metrics: dict[str, float]) -> None:
-        logger.log(step, step * self.global_batch_size, step / self.steps_per_epoch, metrics)
+    def _point(self, step: int, metrics: dict[str, float]) -> None:
+        self.logger.log(step, step * self.global_batch_size, step / self.steps_per_epoch, metrics)
 
-    def _log(self, step: int, grad_norm: torch.Tensor | None, logger: Logger) -> None:
-        means = self.task.metrics(self.ranks.sum(self.window))
-        self.window.zero_()
+    def _log(self, step: int, grad_norm: torch.Tensor | None) -> None:
+        means = self.task.metrics(self.ranks.sum(self.unlogged_sums))
+        self.unlogged_sums.zero_()
         now, main = time.monotonic(), self.cfg.main_metric
         samples = (step - self.logged_step) * self.global_batch_size
         metrics = {
@@ -242,37 +255,39 @@ class Trainer:
         }
         if grad_norm is not None:
             metrics["grad_norm"] = float(grad_norm)
-        self._point(step, logger, metrics)
+        self._point(step, metrics)
         self.train_s += now - self.logged_at
         self.logged_at, self.logged_step = time.monotonic(), step
 
-    def _evaluate(self, step: int, logger: Logger, stop_signal: Callable[[], int]) -> dict[str, float]:
+    def _evaluate(self, step: int) -> dict[str, float]:
         """The metrics of val, of training samples, and at the end of test. Raises: Stopped."""
         began = time.monotonic()
-        self._update_policy(step)
-        metrics = self.evaluator.metrics(self.policy, final=step == self.total_steps, stop_signal=stop_signal)
+        self._update_evaluated(step)
+        metrics = self.evaluator.metrics(
+            self.evaluated, final=step == self.total_steps, stop_signal=self.stop_signal
+        )
         more = self.spread
         of_layers: PerLayer = {}
         if self.cfg.diagnostics and _all_finite(metrics):  # of spoilt weights there is nothing to tell
-            diagnosed, of_layers = self.evaluator.diagnose(self.policy, stop_signal)
+            diagnosed, of_layers = self.evaluator.diagnose(self.evaluated, self.stop_signal)
             more = diagnosed | more
-        self._point(step, logger, metrics | more)
+        self._point(step, metrics | more)
         for tag, values in of_layers.items():
-            logger.histogram(step * self.global_batch_size, f"layers/{tag}", values)
-        for name, draw in self.evaluator.pictures(self.policy).items():
-            logger.picture(step * self.global_batch_size, name, draw)
+            self.logger.histogram(step * self.global_batch_size, f"layers/{tag}", values)
+        for name, draw in self.evaluator.pictures(self.evaluated).items():
+            self.logger.picture(step * self.global_batch_size, name, draw)
         self.logged_at += time.monotonic() - began
         return metrics
 
-    def _update_policy(self, step: int) -> None:
+    def _update_evaluated(self, step: int) -> None:
         """The buffers that are evaluated and saved at `step`, and their spread, made once."""
-        if self.policy_step != step:
-            self.policy, self.spread = self.evaluator.buffers()
-            self.policy_step = step
+        if self.evaluated_step != step:
+            self.evaluated, self.spread = self.evaluator.buffers()
+            self.evaluated_step = step
 
-    def _diverged(self, step: int, logger: Logger) -> Outcome:
-        self._point(step, logger, {"train/loss": float("nan")})
-        logger.flush()
+    def _diverged(self, step: int) -> Outcome:
+        self._point(step, {"train/loss": float("nan")})
+        self.logger.flush()
         return Outcome("diverged", {}, self._measured(step))
 
     def _measured(self, step: int) -> dict[str, Any]:
@@ -306,16 +321,16 @@ class Trainer:
         self.optimizer.zero_grad()
         self.module.load_state_dict(state)
 
-    def _save(self, step: int, logger: Logger) -> None:
+    def _save(self, step: int) -> None:
         """Save on rank 0 what every rank needs to go on. Collective: every rank must call.
 
         `model` is the one that is evaluated; what a rank goes on with are its own buffers, in `rank_state`.
         """
         began = time.monotonic()
-        self._update_policy(step)
+        self._update_evaluated(step)
         own = [t.detach().to(torch.float64).flatten() for t in self._rank_state()]
         rank_state = self.ranks.gather(torch.cat(own))
-        logged = logger.flush()
+        logged = self.logger.flush()
         if self.ranks.rank == 0:
             checkpoint.save(
                 self.run.checkpoint_path,
@@ -339,11 +354,11 @@ class Trainer:
         """The model as it is evaluated, by the names of one built with BatchNorm: the policy's statistics."""
         names = {id(buffer): name for name, buffer in self.module.named_buffers()}
         return {
-            key: self.policy[names[id(tensor)]] if id(tensor) in names else tensor.detach()
+            key: self.evaluated[names[id(tensor)]] if id(tensor) in names else tensor.detach()
             for key, tensor in self.module.state_dict(keep_vars=True).items()
         }
 
-    def _restore(self, logger: Logger) -> tuple[int, dict[str, int]]:
+    def _restore(self) -> tuple[int, dict[str, int]]:
         """The step to go on from and what was logged up to it; 0 and nothing without a checkpoint.
 
         Collective: every rank must call. Raises: ConfigError for a checkpoint that is damaged, or not this run's.
@@ -360,9 +375,9 @@ class Trainer:
         checkpoint.copy_into(self._rank_state(), state["rank_state"][self.ranks.rank])
         self.train_s, self.earlier_wall_s = state["train_s"], state["wall_s"]
         self.resumed = state["resumed"] + 1
-        logger.note(f"resuming after {state['step'] * self.global_batch_size} samples")
+        self.logger.note(f"resuming after {state['step'] * self.global_batch_size} samples")
         if state["threads"] != self.threads:
-            logger.note(
+            self.logger.note(
                 f"warning: saved with threads={state['threads']}, resumed with {self.threads}: "
                 "the result will not be bitwise that of an undisturbed run"
             )
@@ -370,7 +385,7 @@ class Trainer:
 
     def _rank_state(self) -> list[torch.Tensor]:
         """What differs over ranks: their buffers (a float64 holds each value exactly) and unlogged sums."""
-        return [*self.module.buffers(), self.window]
+        return [*self.module.buffers(), self.unlogged_sums]
 
 
 def _all_finite(metrics: dict[str, float]) -> bool:

@@ -106,12 +106,11 @@ def step_on_ignored_pixels(rank, overrides):
     before = [p.detach().clone() for p in trainer.module.parameters()]
     images_BCHW, labels_BHW = next(trainer.batches.epoch(0))[0]
     everywhere, weightless = torch.full_like(labels_BHW, IGNORED), torch.zeros_like(labels_BHW)
-    *_, finite, _ = trainer._step(0, [(images_BCHW, weightless)], 0)
-    *_, finite_too, _ = trainer._step(0, [(images_BCHW, everywhere)], 0)
+    steps = [trainer._step(0, [(images_BCHW, labels)]) for labels in (weightless, everywhere)]
     unmoved = [torch.equal(a, b) for a, b in zip(before, trainer.module.parameters(), strict=True)]
     labels_BHW = everywhere if rank == 0 else labels_BHW
-    *_, also_finite, grad_norm = trainer._step(0, [(images_BCHW, labels_BHW)], 0)
-    return finite and finite_too and also_finite, all(unmoved), float(grad_norm)
+    steps.append(trainer._step(0, [(images_BCHW, labels_BHW)]))
+    return all(step.finite for step in steps), all(unmoved), float(steps[-1].grad_norm)
 
 
 def test_a_batch_in_which_every_pixel_is_ignored_gives_no_nan(ranks, tmp_path):

@@ -131,7 +131,7 @@ def train_then_evaluate(rank, overrides):
     trainer = build(rank, overrides)
     trainer.started = trainer.saved_at = 0.0
     for step, micro_batches in enumerate(trainer.batches.epoch(0)):
-        trainer._step(step, micro_batches, 0)
+        trainer._step(step, micro_batches)
     before = {name: b.clone() for name, b in trainer.module.named_buffers()}
     buffers = trainer.ranks.rank0_copy(dict(trainer.module.named_buffers()))
     metrics = trainer.task.metrics(trainer.evaluator.split(trainer.dataset.val, buffers))

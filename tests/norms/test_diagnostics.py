@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from normlab.config import GroupNormConfig
-from normlab.data.augment import normalise
 from normlab.data.order import Stream, permutation
 from normlab.norms import NORMS, convert_norms, diagnostics
 from normlab.norms.running_stats import RankStatistics, precise_statistics, tracking_layers
@@ -195,7 +194,7 @@ def diagnosed(rank, overrides):
     trainer, recorder = build(rank, overrides), Recorder()
     trainer.train(recorder, lambda: 0)
     generator, before = torch.get_rng_state(), {n: b.clone() for n, b in trainer.module.named_buffers()}
-    scalars, of_layers = trainer.evaluator.diagnose(trainer.policy)
+    scalars, of_layers = trainer.evaluator.diagnose(trainer.evaluated)
     assert torch.equal(torch.get_rng_state(), generator)
     assert_same_bits(dict(trainer.module.named_buffers()), before)
     assert trainer.module.training
@@ -231,7 +230,7 @@ def test_train_mode_gap_is_batch_statistics_less_running_ones_on_the_same_sample
     val, module = trainer.dataset.val, copy.deepcopy(trainer.module)
     index_B = permutation(len(val), seed=0, epoch=0, stream=Stream.precise)[:20]
     images_BHWC, labels_B = val.take(index_B)
-    x_BCHW = normalise(images_BHWC, trainer.dataset.mean_C, trainer.dataset.std_C, torch.float64)
+    x_BCHW = trainer.numerics.images(images_BHWC, trainer.dataset.mean_C, trainer.dataset.std_C)
     with torch.no_grad():
         eval_mode = (module.eval()(x_BCHW).argmax(1) == labels_B).double().mean()
         module.train()

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from normlab import checkpoint
-from normlab.config import ConfigError, RunningStats
-from normlab.data.augment import normalise
+from normlab.config import ConfigError, Precision, RunningStats
 from normlab.data.order import Stream, permutation
 from normlab.distributed import Ranks
 from normlab.models import build_model
 from normlab.norms.running_stats import RankStatistics, as_buffers, precise_statistics, tracking_layers
+from normlab.numerics import Numerics
 from tests.runs import EXACT, Recorder, build, typed
 
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))
@@ -99,7 +99,7 @@ def test_precise_is_numpys_on_unaugmented_samples_in_chunks_of_the_nbs(norm, spl
     trainer = build_alone(tmp_path, "seed=3")
     order = permutation(96, seed=3, epoch=0, stream=Stream.precise)[: 37 // chunk_size * chunk_size]
     images_BHWC, _ = trainer.dataset.train.take(order)
-    images_BCHW = normalise(images_BHWC, trainer.dataset.mean_C, trainer.dataset.std_C, torch.float64)
+    images_BCHW = trainer.numerics.images(images_BHWC, trainer.dataset.mean_C, trainer.dataset.std_C)
     seen = [inputs_of_layers(trainer.module, chunk) for chunk in images_BCHW.split(chunk_size)]
     for world_size, virtual_ranks in splits:
         settings = [*overrides, f"virtual_ranks={virtual_ranks}"]
@@ -156,7 +156,7 @@ def test_the_model_in_a_checkpoint_is_a_batch_norm_model_with_the_policys_statis
     model.load_state_dict(checkpoint.load(run.checkpoint_path)["model"])
     val = build_alone(tmp_path).dataset
     images_BHWC, labels_B = val.val.take(torch.arange(len(val.val)))
-    logits_BK = model(normalise(images_BHWC, val.mean_C, val.std_C, torch.float64))
+    logits_BK = model(Numerics.of(Precision.fp64, torch.device("cpu")).images(images_BHWC, val.mean_C, val.std_C))
     assert nn.functional.cross_entropy(logits_BK, labels_B).item() == pytest.approx(val_loss, rel=1e-12)
 
 
