@@ -158,7 +158,7 @@ def main() -> None:
         from launch.table import print_summary
 
         print_summary(record)
-        code = code or int(any(ended.state in ("failed", "stopped") for ended in record))
+        code = code or int(any(ended.is_left for ended in record))
     if code:
         sys.exit(code)
 

@@ -66,6 +66,11 @@ class Ended:
     state: str
     detail: str = ""
 
+    @property
+    def is_left(self) -> bool:
+        """Whether the same command would train it, or go on with it."""
+        return self.state in ("failed", "stopped")
+
 
 _record: ContextVar[list[Ended]] = ContextVar("record")
 

@@ -21,9 +21,9 @@ from launch.jobs import Ended, Job, announce, job_returns, plan_jobs, read_launc
 from launch.slurm_config import SlurmConfig
 from launch.slurm_task import task_of
 from launch.slurm_wait import Submitted, wait_for
-from launch.squeue import job_of, read_queue
 from normlab.config import ConfigError
 from normlab.run import writable
+from normlab.squeue import job_of, read_queue
 
 if TYPE_CHECKING:
     import submitit

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch.jobs import Ended, Job, main_metric, read_launch
 from launch.process import StopSignal
-from launch.squeue import job_of, read_queue
+from normlab.squeue import job_of, read_queue
 
 GRACE_S = 15.0
 """How long a result may take, over a shared file system, to be seen after its job has left the queue."""

@@ -1,4 +1,4 @@
-"""What a person sees of many runs: a live table on a terminal, plain lines elsewhere, a summary at the end."""
+"""What a person sees of a sweep: a live table on a terminal, plain lines elsewhere, a summary at the end."""
 
 import math
 import shlex
@@ -6,7 +6,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -14,19 +13,12 @@ from rich.live import Live
 from rich.table import Table
 
 from launch.jobs import Ended, Job
-from launch.status import Progress, RunStatus, duration, read_progress
-from normlab.console import plain_console
+from normlab.console import duration, plain_console
+from normlab.run_files import Progress, read_progress
+from normlab.run_state import STYLES, counted
 
 DRAW_EVERY_S = 1.0
 SAY_EVERY_S = 60.0
-STYLES = {
-    "finished": "green",
-    "diverged": "yellow",
-    "failed": "red",
-    "running": "bold",
-    "stopped": "yellow",
-    "stale": "yellow",
-}
 ORDER = ("finished", "skipped", "queued", "diverged", "stopped", "failed")
 
 
@@ -122,42 +114,11 @@ def print_summary(record: Sequence[Ended]) -> None:
         print(f"{ended.job.name:{width}}  {ended.detail}".rstrip())
         if ended.state == "failed":
             print(f"{'':9} {'':{width}}  log: {ended.job.run.log_path}")
-    counts = Counter(ended.state for ended in record)
-    print(", ".join(f"{counts[state]} {state}" for state in ORDER if counts[state]))
-    if counts["stopped"] + counts["failed"]:
+    print(counted((ended.state for ended in record), ORDER))
+    if any(ended.is_left for ended in record):
         print("The same command goes on with what is left.")
     for output_dir in sorted({ended.job.run.config.output_dir for ended in record}):
         print(f"see: python -m launch.status {shlex.quote(output_dir)}")
     for study in sorted({str(ended.job.run.directory.parent) for ended in record}):
         print(f"see: python -m normlab.report {shlex.quote(study)}")
     sys.stdout.flush()
-
-
-def status_table(runs: Sequence[RunStatus], root: Path) -> None:
-    """The table of `python -m launch.status`, on stdout: one line per run. On a terminal, details follow below."""
-    console = plain_console()
-    table = Table(box=None, header_style="bold")
-    columns = ["state", "run", "samples", "acc/mIoU", "time left", "last sign"]
-    for column in columns if console.is_terminal else [*columns, ""]:
-        table.add_column(column, no_wrap=column != "run", overflow="fold")
-    details: dict[tuple[str, str], list[str]] = {}
-    for run in runs:
-        name = str(Path(run.run).relative_to(root)) if run.run != str(root) else root.name
-        if run.detail:
-            details.setdefault((run.state, run.detail), []).append(name)
-        row = (
-            run.state,
-            name,
-            f"{run.samples_seen}/{run.total_samples}" if run.total_samples else str(run.samples_seen),
-            "" if run.score is None else f"{run.score:.4f}",
-            duration(run.time_left_s),
-            "" if run.age_s is None else f"{duration(run.age_s)} ago",
-        )
-        table.add_row(*row, *([] if console.is_terminal else [run.detail]), style=STYLES.get(run.state))
-    if not console.is_terminal:
-        # Lines are for grep there, not for the eye.
-        console.width = 400 + max((len(run.detail) for run in runs), default=0)
-    console.print(table, soft_wrap=True)
-    for (state, detail), names in details.items() if console.is_terminal else ():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        console.print(f"{state}: {names[0]}{more}: {detail}", soft_wrap=True)

@@ -1,10 +1,28 @@
-"""What a person sees is text of ours with errors, paths and logs of others in it."""
+"""What a person reads on a terminal is text of ours with errors, paths and logs of others in it."""
 
 from typing import Any
 
 from rich.console import Console
 
+NEVER_WRAPPED = 1 << 20
+
 
 def plain_console(**options: Any) -> Console:
-    """A rich console that shows text as it is. Rich would take [rank0] for markup, and :x: for an emoji."""
-    return Console(highlight=False, markup=False, emoji=False, **options)
+    """A rich console that shows text unchanged: Rich would take [rank0] for markup, and :x: for an emoji.
+
+    Off a terminal, and without a `width`, it breaks no line: lines are for grep there, not for the eye.
+    """
+    console = Console(highlight=False, markup=False, emoji=False, **options)
+    if not console.is_terminal and "width" not in options:
+        console.width = NEVER_WRAPPED
+    return console
+
+
+def duration(seconds: float | None) -> str:
+    """12 s, 3 min, 4.5 h, 2.1 d."""
+    if seconds is None:
+        return ""
+    for unit, size in (("d", 86400), ("h", 3600)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"

@@ -6,7 +6,10 @@ hide neither the rest of its run nor other runs.
 
 import json
 import math
+import os
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,21 @@ ENDED = ("finished", "diverged", "failed")
 PLACE = ("step", "samples_seen", "epoch")
 """Where on a run's way a logged point lies."""
 
+SIGNS_OF_LIFE = ("metrics.jsonl", "checkpoint.pt", "log.txt", "lock", "config.yaml", "launch.json", "result.json")
+"""Files that a run writes, from its first moment on."""
+
+MARKS = frozenset(("config.yaml", "launch.json", "metrics.jsonl", "result.json"))
+"""A folder that holds one of these is a run's: one that lost its config.yaml is still counted."""
+
+TAIL_BYTES = 1 << 16
 MOST_NESTED = 50
 """Levels of a config.yaml. libyaml's loader recurses in C, and a few hundred thousand would end the process."""
 _TOP_LEVEL = re.compile(r"^(?=[^\s#-])", re.MULTILINE)
+
+
+def find_runs(root: Path) -> list[Path]:
+    """The directories of runs below `root`, or `root` itself."""
+    return sorted(Path(folder) for folder, _, files in os.walk(root) if not MARKS.isdisjoint(files))
 
 
 def read_object(path: Path) -> tuple[dict[str, Any] | None, str]:
@@ -126,6 +141,54 @@ def read_points(lines: list[bytes]) -> tuple[list[dict[str, Any]], int]:
         held = [_line(line) for line in lines]
     points = [point for point in held if type(point) is dict and _has_place(point)]
     return points, len(lines) - len(points)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, from its last logged points."""
+
+    samples_seen: int = 0
+    score: float | None = None
+    """val/accuracy, or val/miou, of the last evaluation."""
+    images_per_second: float | None = None
+    problem: str = ""
+    """What could not be read."""
+
+    def time_left_s(self, total_samples: int | None) -> float | None:
+        """At the speed of the last point; evaluations not counted."""
+        if not total_samples or not self.images_per_second:
+            return None
+        return max(0, total_samples - self.samples_seen) / self.images_per_second
+
+
+def read_progress(directory: Path) -> Progress:
+    """From the end of metrics.jsonl: its last 64 KiB hold the last evaluation, unless logging is very dense."""
+    try:
+        with (directory / "metrics.jsonl").open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
+            file.seek(start)
+            lines = file.read().split(b"\n")[1 if start else 0 : -1]  # the first is cut, the last being written
+    except FileNotFoundError:  # not begun
+        return Progress()
+    except OSError as error:
+        return Progress(problem=f"metrics.jsonl cannot be read ({error.strerror})")
+    points, broken = read_points(lines)
+
+    def last(tag: str) -> float | None:
+        return next((p[tag] for p in reversed(points) if is_number(p.get(tag))), None)
+
+    return Progress(
+        samples_seen=points[-1]["samples_seen"] if points else 0,
+        score=main_score(last),
+        images_per_second=last("images_per_second"),
+        problem=f"metrics.jsonl has {broken} damaged lines near its end" if broken else "",
+    )
+
+
+def main_score(metric: Callable[[str], float | None]) -> float | None:
+    """A run's accuracy, or mIoU, by the value of each metric."""
+    accuracy = metric("val/accuracy")
+    return metric("val/miou") if accuracy is None else accuracy
 
 
 def is_number(value: Any) -> bool:

@@ -11,20 +11,22 @@ ROOT = Path(__file__).parents[1]
 
 # Each room may import from those before it, and from itself.
 LAYERS = [
-    ["normlab.config", "normlab.atomic", "normlab.pictures", "normlab.run_files", "normlab.console"],
-    ["normlab.run", "normlab.distributed", "normlab.metrics", "normlab.numerics"],
+    ["normlab.config", "normlab.atomic", "normlab.console", "normlab.pictures"],
+    ["normlab.run_files", "normlab.squeue", "normlab.metrics"],
+    ["normlab.run", "normlab.run_state", "normlab.distributed", "normlab.numerics"],
     ["normlab.norms", "normlab.data", "normlab.checkpoint", "normlab.logger", "normlab.progress"],
-    ["normlab.models"],
+    ["normlab.models", "normlab.report"],
     ["normlab.tasks", "normlab.optimizer"],
     ["normlab.evaluator"],
     ["normlab.trainer", "normlab.preflight", "normlab.evaluate"],
     ["launch"],
-    ["normlab.report", "normlab.bench"],
+    ["normlab.bench"],
     ["train"],
 ]
 WITHOUT_TORCH = [
     "normlab.config",
     "normlab.run",
+    "normlab.run_state",
     "launch.environment",
     "launch.process",
     "launch.local",

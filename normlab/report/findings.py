@@ -5,12 +5,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from launch import status
 from normlab.report.contrasts import contrasts
 from normlab.report.study import DEFAULTS, NOT_OF_IDENTITY, Study, plain_value, show
-
-STATES = tuple(reversed(status.STATES))
-"""Those that have ended first."""
+from normlab.report.tables import NOT_FINISHED
+from normlab.run_state import counted
 
 ALWAYS_SAID = ("model", "data", "data.train_samples", "epochs", "batch_size", "world_size", "virtual_ranks")
 
@@ -26,12 +24,11 @@ class Finding:
 def findings(study: Study, metric: str, baseline: str | None = None) -> list[Finding]:
     """Counts, what all runs share and what differences mean come first, then what is amiss."""
     runs = study.runs
-    counts = Counter(runs["state"])
-    made = [Finding(f"{len(runs)} runs: " + ", ".join(f"{counts[s]} {s}" for s in STATES if counts[s]))]
+    made = [Finding(f"{len(runs)} runs: " + counted(runs["state"], ("finished", *NOT_FINISHED)))]
     finished = runs[runs["state"] == "finished"]
     made += [Finding(text) for text in _conditions(study, finished)]
     made += [Finding(text) for one in contrasts(study, baseline) if (text := one.explanation(metric))]
-    for state in STATES[1:]:
+    for state in NOT_FINISHED:
         chosen = runs[runs["state"] == state]
         if len(chosen):
             named = [f"{run}: {detail}".removesuffix(": ") for run, detail in chosen[["run", "detail"]].values]

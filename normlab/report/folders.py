@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from launch.status import SIGNS_OF_LIFE
 from normlab.config import ConfigError
+from normlab.run_files import SIGNS_OF_LIFE
 
 MARK = ".made-by-normlab-report"
 """A file in every folder that a report wrote."""

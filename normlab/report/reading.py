@@ -11,10 +11,19 @@ import pandas as pd
 import yaml
 from numpy.typing import NDArray
 
-from launch.squeue import Queue, read_queue
-from launch.status import find_runs, state_of
 from normlab.config import ConfigError
-from normlab.run_files import PLACE, is_number, parse_yaml, read_config, read_launch, read_log, read_result
+from normlab.run_files import (
+    PLACE,
+    find_runs,
+    is_number,
+    parse_yaml,
+    read_config,
+    read_launch,
+    read_log,
+    read_result,
+)
+from normlab.run_state import state_of
+from normlab.squeue import Queue, read_queue
 
 _RUN_NAME = re.compile(r"(.+?)-b(\d+)-w(\d+)(?:v(\d+))?-.*-s(\d+)-[0-9a-f]{8}")
 _OWN = ("run", "directory", "study", "state", "detail", "problem")
@@ -31,7 +40,7 @@ class Records:
     run            its directory, relative to `root`
     directory      the same, absolute
     study          the folder that it lies in
-    state          finished, diverged, failed, running, queued, waiting, stale (`launch.status`), or unreadable
+    state          one of `run_state.STATES`; unreadable too where config.yaml or result.json does not tell
     detail         a failed run's error, why it waits
     problem        what could not be read of it
     <setting>      every key of config.yaml: `batch_size`, `optim.lr`; `norm`, `model`, `data`, `optim` are names

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from launch import status
 from normlab.report.contrasts import Contrast, contrasts
 from normlab.report.statistics import NO_PAIR, Difference, Estimate
 from normlab.report.study import Axis, Cell, Study, Value, describe, show, sort_key
+from normlab.run_state import STATES
 
-NOT_FINISHED = tuple(state for state in reversed(status.STATES) if state != "finished")
+NOT_FINISHED = tuple(state for state in reversed(STATES) if state != "finished")
 """Runs in these states are counted in their cell, and are in no mean."""
 IN_WORDS = "mean ± 95 percent interval over n seeds (Student t)"
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from launch.jobs import announce
-from launch.squeue import QueuedJob
-from launch.status import duration, main, read_progress, read_status
-from launch.table import status_table
-from normlab.console import plain_console
+from launch.status import main, read_status, status_table
+from normlab.console import duration, plain_console
 from normlab.run import name_run
+from normlab.run_files import read_progress
+from normlab.squeue import QueuedJob
 from tests.processes import ROOT
 from tests.runs import typed
 
@@ -205,7 +205,7 @@ def test_on_a_terminal_details_stand_below_the_table_and_cut_no_column(make_run,
     make_run().write_result("failed", {}, {"error": GLOO})
     statuses = [read_status(run, {}) for run in tmp_path.glob("test/*")]
     monkeypatch.setattr(
-        "launch.table.plain_console", lambda: plain_console(force_terminal=True, width=80, no_color=True)
+        "launch.status.plain_console", lambda: plain_console(force_terminal=True, width=80, no_color=True)
     )
     status_table(statuses * 2, tmp_path)
     lines = capsys.readouterr().out.splitlines()

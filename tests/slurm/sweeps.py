@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.jobs import Job
-from launch.status import find_runs
 from normlab import checkpoint
 from normlab.run import name_run
+from normlab.run_files import find_runs
 from tests.runs import typed
 from tests.slurm.cluster import PATIENCE_S, Cluster, until
 

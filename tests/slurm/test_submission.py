@@ -16,8 +16,8 @@ from launch.jobs import Job, read_launch
 from launch.slurm import submit
 from launch.slurm_config import SlurmConfig
 from launch.slurm_wait import Submitted, how_it_ended
-from launch.squeue import job_of, read_queue
 from normlab.config import ConfigError
+from normlab.squeue import job_of, read_queue
 from tests.slurm.sweeps import job
 
 KEPT = Path(__file__).with_name("kept_sbatch.sh")

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.status import is_locked
+from normlab.run_state import is_locked
 from tests.processes import TRAIN, alive, descendants
 
 TINY = ["data.num_train=64", "data.num_test=16", "eval_batch_size=16", "eval_train_samples=16", "batch_size=8"]
