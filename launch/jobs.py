@@ -25,7 +25,6 @@ from omegaconf.errors import OmegaConfBaseException
 from launch.composing import Composer
 from launch.environment import rank_environment
 from launch.norm_options import leave_out_options_of_others, swept_norms
-from normlab import run_files
 from normlab.atomic import atomic_write
 from normlab.config import Config, ConfigError, DataConfig, explain, plain, to_typed
 from normlab.run import Run, writable
@@ -227,6 +226,18 @@ def to_train(jobs: Sequence[Job], *, retry_failed: bool) -> tuple[list[Job], lis
     return left, skipped
 
 
+def ended_well(job: Job, result: Mapping[str, Any] | None) -> Ended | None:
+    """A job whose run has finished or diverged, by its `result`."""
+    if result is None or result["status"] == "failed":
+        return None
+    return Ended(job, result["status"], main_metric(job, result))
+
+
+def interrupted(job: Job, *words: str) -> Ended:
+    """A job that stopped on the way, and `words` about it."""
+    return Ended(job, "stopped", "; ".join([*words, f"{job.run.command_again} goes on from its checkpoint"]))
+
+
 def main_metric(job: Job, result: Mapping[str, Any]) -> str:
     """What a sweep says of an ended run: "val/accuracy 0.5000"; nothing of one that diverged."""
     metric = job.run.config.returned_metric
@@ -245,8 +256,3 @@ def announce(run: Run, launch: Mapping[str, Any]) -> None:
         run.directory.mkdir(parents=True, exist_ok=True)
         with atomic_write(run.directory / "launch.json") as file:
             json.dump(dict(launch), file)
-
-
-def read_launch(run: Run) -> dict[str, Any] | None:
-    """launch.json; None for a run that no launcher started, or whose launch.json is damaged."""
-    return run_files.read_launch(run.directory)[0]

@@ -17,12 +17,13 @@ from omegaconf import DictConfig
 
 from launch.commit import current_code
 from launch.geometry import Geometry
-from launch.jobs import Ended, Job, announce, job_returns, plan_jobs, read_launch, record_ended, to_train
+from launch.jobs import Ended, Job, announce, job_returns, plan_jobs, record_ended, to_train
 from launch.slurm_config import SlurmConfig
 from launch.slurm_task import task_of
 from launch.slurm_wait import Submitted, wait_for
 from normlab.config import ConfigError
 from normlab.run import writable
+from normlab.run_files import read_launch
 from normlab.squeue import job_of, read_queue
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def submit(jobs: Sequence[Job], config: SlurmConfig) -> tuple[list[Submitted], l
             raise ConfigError("squeue does not answer, so what is queued already is unknown; try again.")
         arrays: dict[tuple[Geometry, str], list[Job]] = defaultdict(list)
         for job in jobs:
-            launch = read_launch(job.run)
+            launch = read_launch(job.run.directory)[0]
             if launch and job_of(launch, queue):
                 # What comes of it is of the command that queued it.
                 queued = replace(job, run=replace(job.run, attempt=str(launch.get("attempt", ""))))

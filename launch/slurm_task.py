@@ -8,9 +8,10 @@ from typing import Any
 
 from launch.commit import Code, current_code
 from launch.environment import rank_environment, spin_briefly
-from launch.jobs import announce, read_launch
+from launch.jobs import announce
 from launch.process import StopSignal, outlive_output
 from normlab.run import Run
+from normlab.run_files import read_launch
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class SlurmTask:
     def _record_start(self) -> None:
         """Say in launch.json, and so in result.json, on which code the job started."""
         started = current_code()
-        launch = {**(read_launch(self.run) or {}), "started": asdict(started), "restarts": _restarts()}
+        launch = read_launch(self.run.directory)[0] or {}
+        launch |= {"started": asdict(started), "restarts": _restarts()}
         if started != self.code:
             launch["note"] = f"submitted from {self.code}, started on {started}"
             print(f"warning: {launch['note']}", file=sys.stderr)

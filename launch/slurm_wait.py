@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.jobs import Ended, Job, main_metric, read_launch
+from launch.jobs import Ended, Job, ended_well, interrupted
 from launch.process import StopSignal
+from normlab.run_files import read_launch
 from normlab.squeue import job_of, read_queue
 
 GRACE_S = 15.0
@@ -48,7 +49,7 @@ def wait_for(submitted: Sequence[Submitted], before: Sequence[Ended], *, poll_s:
         while left and not stop_signal():
             queue = read_queue()
             for each in list(left) if queue is not None else []:
-                queued = job_of(read_launch(each.job.run), queue or {})
+                queued = job_of(read_launch(each.job.run.directory)[0], queue or {})
                 if queued:
                     gone_since.pop(each.job_id, None)
                     if queued.state == "RUNNING" and each.job_id not in begun:
@@ -70,17 +71,15 @@ def wait_for(submitted: Sequence[Submitted], before: Sequence[Ended], *, poll_s:
 
 
 def how_it_ended(submitted: Submitted) -> Ended:
-    """Of a job that has left the queue: from what it wrote."""
-    run = submitted.job.run
-    result = run.result()
-    if result is not None and result["status"] == "failed":
-        return Ended(submitted.job, "failed", " ".join(str(result.get("error", "")).split()))
-    if result is not None:
-        return Ended(submitted.job, result["status"], main_metric(submitted.job, result))
+    """From what a job wrote that has left the queue: without accounting, nothing tells its exit code."""
+    job = submitted.job
+    result = job.run.result()
+    if ended := ended_well(job, result):
+        return ended
+    if result:
+        return Ended(job, "failed", " ".join(str(result.get("error", "")).split()))
     words = last_words(submitted)
-    if run.checkpoint_path.exists():
-        return Ended(submitted.job, "stopped", f"{words}; {run.command_again} goes on from its checkpoint")
-    return Ended(submitted.job, "failed", words)
+    return interrupted(job, words) if job.run.checkpoint_path.exists() else Ended(job, "failed", words)
 
 
 def last_words(submitted: Submitted) -> str:

@@ -15,7 +15,17 @@ from hydra.core.utils import JobReturn
 from omegaconf import DictConfig
 
 from launch import local
-from launch.jobs import Ended, Job, announce, job_returns, main_metric, plan_jobs, record_ended, to_train
+from launch.jobs import (
+    Ended,
+    Job,
+    announce,
+    ended_well,
+    interrupted,
+    job_returns,
+    plan_jobs,
+    record_ended,
+    to_train,
+)
 from launch.packing import Machine, Share, world_size
 from launch.process import RUN_IS_BUSY, StopSignal, Surroundings
 from launch.table import SweepView
@@ -86,7 +96,7 @@ def run_jobs(
         for one in [one for one in running if not one.process.is_alive()]:
             running.remove(one)
             machine.give_back(one.share)
-            ended.append(how_it_ended(one.job, one.process.exitcode, stop_signal()))
+            ended.append(how_it_ended(one.job, one.process.exitcode or 0, stop_signal()))
             view.end(ended[-1])
     return [*ended, *(Ended(job, "stopped", "not begun") for job in waiting)]
 
@@ -107,22 +117,20 @@ def tell(process: ForkServerProcess, number: int) -> None:
         os.kill(process.pid or 0, number)
 
 
-def how_it_ended(job: Job, code: int | None, stop_signal: int) -> Ended:
+def how_it_ended(job: Job, code: int, stop_signal: int) -> Ended:
     """From the job's exit code, and what it wrote."""
-    result, code = job.run.result(), code or 0
+    result = job.run.result()
     if code == RUN_IS_BUSY:
         return Ended(job, "skipped", "another process is training it")
-    if result and result["status"] != "failed":  # also of one that was killed while it left
-        return Ended(job, result["status"], main_metric(job, result))
+    if ended := ended_well(job, result):  # even if it was killed while it left
+        return ended
     # Before a failure: one that was stopped or killed early still has that of an earlier attempt.
-    if code > 128 or (stop_signal and code < 0):
-        return Ended(job, "stopped", f"{job.run.command_again} goes on from its checkpoint")
+    if code > 128 or (stop_signal and (code < 0 or not result)):
+        return interrupted(job)
     if code < 0:
         return Ended(job, "failed", f"killed by {signal.Signals(-code).name}")
     if result:
         return Ended(job, "failed", last_line(str(result.get("error", ""))))
-    if stop_signal:
-        return Ended(job, "stopped", f"{job.run.command_again} goes on from its checkpoint")
     try:
         log = job.run.log_path.read_text(errors="replace")
     except OSError as error:

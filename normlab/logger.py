@@ -15,7 +15,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from normlab.atomic import atomic_write, sync
 from normlab.config import ConfigError, plain
 from normlab.run import Run
-from normlab.run_files import read_points
+from normlab.run_files import flat_settings, read_points
 
 
 class Logger(Protocol):
@@ -179,8 +179,7 @@ class FileLogger:
         if final:
             # SummaryWriter.add_hparams would open a second run named after the time. The metrics are named
             # alone: TensorBoard shows the last value of each one's curve.
-            settings = {key: "null" if value is None else value for key, value in _flat(plain(self._run.config))}
-            for summary in hparams(settings, final):
+            for summary in hparams(flat_settings(plain(self._run.config)), final):
                 self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
         self._writer.close()
         self._lines.close()
@@ -188,13 +187,3 @@ class FileLogger:
 
 def _line(point: dict[str, Any]) -> bytes:
     return json.dumps(point).encode() + b"\n"
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            pairs += _flat(value, f"{prefix}{key}.")
-        else:
-            pairs.append((prefix + key, str(value) if isinstance(value, list) else value))
-    return pairs

@@ -101,6 +101,24 @@ def read_config(directory: Path) -> tuple[dict[str, Any] | None, str]:
     return (held, "") if held else (None, "config.yaml is empty")
 
 
+def flat_settings(settings: dict[str, Any], prefix: str = "") -> dict[str, str | bool | float]:
+    """{"optim": {"name": "sgd", "lr": 0.1}} -> {"optim.name": "sgd", "optim.lr": 0.1}."""
+    flat: dict[str, str | bool | float] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= flat_settings(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = flat_value(value)
+    return flat
+
+
+def flat_value(value: Any) -> str | bool | float:
+    """null is the word, to differ from a key that a run does not have; a list, or what no float holds, is text."""
+    if value is None:
+        return "null"
+    return value if isinstance(value, str | bool) or is_number(value) else str(value)
+
+
 @lru_cache(maxsize=1 << 16)
 def parse_yaml(text: str) -> Any:
     """What YAML holds; raises ValueError or YAMLError. Shared between calls: not to be changed."""

@@ -15,6 +15,8 @@ from normlab.config import ConfigError
 from normlab.run_files import (
     PLACE,
     find_runs,
+    flat_settings,
+    flat_value,
     is_number,
     parse_yaml,
     read_config,
@@ -142,12 +144,13 @@ def _read_run(one: _RunFiles, launch: dict[str, Any] | None, queue: Queue) -> No
 
 
 def _settings(one: _RunFiles, launch: dict[str, Any] | None) -> dict[str, Any]:
-    """config.yaml, flat; of a run that has not begun, what its name and its overrides say."""
+    """config.yaml by key, `norm` for `norm.name`; where a run has not begun, what its name and overrides say."""
     held, problem = read_config(one.directory)
     if held is None and launch is None:
         problem = problem or "config.yaml is missing"
     one.problems += filter(None, [problem])
-    return _flat(held) if held else _settings_before_begin(one.directory.name, launch)
+    settings = {key.removesuffix(".name"): value for key, value in flat_settings(held or {}).items()}
+    return settings if held else _settings_before_begin(one.directory.name, launch)
 
 
 def _settings_before_begin(name: str, launch: dict[str, Any] | None) -> dict[str, Any]:
@@ -164,24 +167,6 @@ def _settings_before_begin(name: str, launch: dict[str, Any] | None) -> dict[str
         numbers = dict(zip(("batch_size", "world_size", "virtual_ranks", "seed"), match.groups()[1:], strict=True))
         settings |= {"norm": match[1]} | {key: int(number or 1) for key, number in numbers.items()}
     return settings
-
-
-def _flat(held: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"optim": {"name": "sgd", "lr": 0.1}} -> {"optim": "sgd", "optim.lr": 0.1}."""
-    flat: dict[str, Any] = {}
-    for key, value in held.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}".removesuffix(".name")] = flat_value(value)
-    return flat
-
-
-def flat_value(value: Any) -> str | bool | float:
-    """null is the word, to differ from a key that a run does not have; a list, or what no float holds, is text."""
-    if value is None:
-        return "null"
-    return value if isinstance(value, str | bool) or is_number(value) else str(value)
 
 
 def _points_table(names: list[str], files: list[_RunFiles]) -> pd.DataFrame:

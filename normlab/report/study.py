@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from normlab.config import SCHEMAS, Config, ConfigError, Section
 from normlab.config.schema import default_of
-from normlab.report.reading import Records, flat_value
+from normlab.report.reading import Records
 from normlab.report.statistics import Estimate, estimate
 from normlab.report.style import norm_order
 from normlab.run import RESULTS_VERSION
-from normlab.run_files import is_number
+from normlab.run_files import flat_value, is_number
 
 FIRST_AXES = ("study", "batch_size", "world_size", "virtual_ranks")
 PREFERRED_METRICS = ("val/miou", "val/accuracy")

@@ -12,11 +12,12 @@ import pytest
 
 from launch.commit import ROOT, Code, current_code
 from launch.geometry import Geometry
-from launch.jobs import Job, read_launch
+from launch.jobs import Job
 from launch.slurm import submit
 from launch.slurm_config import SlurmConfig
 from launch.slurm_wait import Submitted, how_it_ended
 from normlab.config import ConfigError
+from normlab.run_files import read_launch
 from normlab.squeue import job_of, read_queue
 from tests.slurm.sweeps import job
 
@@ -58,7 +59,7 @@ def test_each_geometry_is_an_array_and_each_run_knows_its_element(commands, tmp_
     submitted, busy = submit(both, SlurmConfig(tasks_per_node=2))
     assert [s.job_id for s in submitted] == ["71_0", "71_1", "72_0", "72_1"]
     assert busy == []
-    launch = read_launch(both[3].run)
+    launch = read_launch(both[3].run.directory)[0]
     assert (launch["job_id"], launch["geometry"]["nodes"]) == ("72_1", 2)
     assert launch["submitted"]["commit"] == current_code().commit != ""
 
@@ -66,7 +67,7 @@ def test_each_geometry_is_an_array_and_each_run_knows_its_element(commands, tmp_
 def test_a_run_in_the_queue_is_not_submitted_again_and_another_jobs_id_does_not_count(commands, tmp_path):
     one = jobs(tmp_path, 1)
     submit(one, SlurmConfig())
-    launch = read_launch(one[0].run)
+    launch = read_launch(one[0].run.directory)[0]
     commands(sbatch="exit 1", squeue=f"echo '{launch['job_id']}|PENDING|Priority|{launch['submission']}'")
     (again,), _ = submit(one, SlurmConfig())
     assert (again.job_id, again.new) == (launch["job_id"], False)
@@ -79,7 +80,7 @@ def test_a_run_in_the_queue_is_not_submitted_again_and_another_jobs_id_does_not_
 def test_what_a_queued_run_comes_to_is_told_also_to_a_second_rerun(commands, tmp_path):
     first, second = job(tmp_path, "rerun=true"), job(tmp_path, "rerun=true")
     submit([first], SlurmConfig())
-    launch = read_launch(first.run)
+    launch = read_launch(first.run.directory)[0]
     commands(sbatch="exit 1", squeue=f"echo '{launch['job_id']}|PENDING|Priority|{launch['submission']}'")
     (again,), _ = submit([second], SlurmConfig())
     first.run.create()
