@@ -27,6 +27,7 @@ from launch.environment import rank_environment
 from launch.norm_options import leave_out_options_of_others, swept_norms
 from normlab.atomic import atomic_write
 from normlab.config import Config, ConfigError, DataConfig, explain, plain, to_typed
+from normlab.console import show_loading
 from normlab.run import Run, writable
 from normlab.run_files import read_result
 
@@ -128,7 +129,6 @@ def plan_jobs(
     """
     from normlab import data
     from normlab.preflight import plan
-    from normlab.progress import ProgressLogger
 
     composer = Composer(master_config, config_loader)
     swept = swept_norms(master_config, config_loader)
@@ -142,7 +142,7 @@ def plan_jobs(
     def load(cfg: DataConfig, progress: bool) -> "Dataset":
         key = json.dumps([type(cfg).__name__, plain(cfg)])
         if key not in datasets:
-            datasets[key] = data.load(cfg, ProgressLogger.loading if progress else None)
+            datasets[key] = data.load(cfg, show_loading if progress else None)
             for note in datasets[key].notes:
                 print(note, file=sys.stderr)
         return datasets[key]

@@ -11,6 +11,7 @@ from launch.failure import report_failure
 from launch.process import RUN_IS_BUSY, USER_ERROR, StopSignal, Surroundings, end_with_parent
 from normlab import data, distributed
 from normlab.config import Config, ConfigError
+from normlab.console import show_loading
 from normlab.data.dataset import Dataset
 from normlab.logger import FileLogger, LoggerList
 from normlab.preflight import plan
@@ -89,7 +90,7 @@ def show_notes(dataset: Dataset) -> None:
 
 def load(cfg: Config) -> Dataset:
     """The run's data. Raises: ConfigError."""
-    return data.load(cfg.data, ProgressLogger.loading if cfg.progress else None)
+    return data.load(cfg.data, show_loading if cfg.progress else None)
 
 
 def claim(run: Run, held: ExitStack) -> tuple[Run, str]:

@@ -25,8 +25,8 @@ ORDER = ("finished", "skipped", "queued", "diverged", "stopped", "failed")
 class SweepView:
     """Every job of a sweep while it goes on: state, samples, accuracy or mIoU, time left.
 
-    A launcher tells it what begins and ends, and calls `update` a few times a second; the rest it reads from the
-    runs' directories. Where the terminal is too low for all, those that run come first.
+    A launcher says what begins and ends, and calls `update` a few times a second; the rest is read from the runs'
+    directories. Where the terminal is too low for all jobs, those that are running come first.
     """
 
     def __init__(self, jobs: Sequence[Job], console: Console | None = None) -> None:
@@ -106,7 +106,7 @@ class SweepView:
 
 
 def print_summary(record: Sequence[Ended]) -> None:
-    """How a sweep ended, a line a job, what went wrong last; a failed job's log is named."""
+    """How a sweep ended: one line per job, failures last, each with the name of its log."""
     console = plain_console(soft_wrap=True)
     width = max(len(ended.job.name) for ended in record)
     for ended in sorted(record, key=lambda ended: ORDER.index(ended.state)):

@@ -1,5 +1,6 @@
 """What a person reads on a terminal is text of ours with errors, paths and logs of others in it."""
 
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -26,3 +27,13 @@ def duration(seconds: float | None) -> str:
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def show_loading(text: str, done: int = 0, total: int = 0) -> None:
+    """Say what is loaded and how far a long load is: on one line of a terminal, at each tenth elsewhere."""
+    if not total:
+        print(text, file=sys.stderr)
+        return
+    terminal = sys.stderr.isatty()
+    if terminal or done == total or done * 10 // total > (done - 1) * 10 // total:
+        print(f"{text}: {done}/{total}", file=sys.stderr, end="\r" if terminal and done < total else "\n")

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from torch.utils.tensorboard.summary import hparams
@@ -18,8 +18,8 @@ from normlab.run import Run
 from normlab.run_files import flat_settings, read_points
 
 
-class Logger(Protocol):
-    """One of those who watch a run. The trainer calls each in the same way, on every rank."""
+class Logger:
+    """What watches a run. The trainer calls it in the same way on every rank. This one keeps nothing."""
 
     def start(self, step: int, samples_seen: int, logged: Mapping[str, int]) -> None:
         """Begin, or go on from a checkpoint: what was recorded after it, beyond what was `logged`, goes."""
@@ -34,7 +34,7 @@ class Logger(Protocol):
         """Keep a text about the run, in Markdown."""
 
     def picture(self, samples_seen: int, name: str, draw: Callable[[], np.ndarray]) -> None:
-        """Keep the picture (H, W, 3) uint8 that `draw` gives; who does not want it does not call that."""
+        """Keep the picture (H, W, 3) uint8 that `draw` gives; skip this call where no picture is kept."""
 
     def histogram(self, samples_seen: int, name: str, values: Sequence[float]) -> None:
         """Keep how `values` are distributed."""
@@ -43,55 +43,46 @@ class Logger(Protocol):
         """Have what was logged on disk, before a checkpoint says that it happened. Returns how much that is, by
         file: the checkpoint keeps it for `start`.
         """
+        return {}
 
     def close(self, final: dict[str, float] | None = None) -> None:
         """End; a run that finished gives its final metrics."""
 
 
-class LoggerList:
-    """Several loggers as one; the null logger of ranks other than 0 is an empty one."""
+def _to_each(name: str) -> Callable[..., None]:
+    """The method that calls `name` of every logger in a list."""
+
+    def call(self: "LoggerList", *args: Any) -> None:
+        for logger in self.loggers:
+            getattr(logger, name)(*args)
+
+    return call
+
+
+class LoggerList(Logger):
+    """Several loggers as one; an empty list is the logger of ranks other than 0."""
 
     def __init__(self, *loggers: Logger) -> None:
-        self._loggers = loggers
+        self.loggers = loggers
 
-    def start(self, step: int, samples_seen: int, logged: Mapping[str, int]) -> None:
-        for logger in self._loggers:
-            logger.start(step, samples_seen, logged)
-
-    def log(self, step: int, samples_seen: int, epoch: float, metrics: dict[str, float]) -> None:
-        for logger in self._loggers:
-            logger.log(step, samples_seen, epoch, metrics)
-
-    def note(self, text: str) -> None:
-        for logger in self._loggers:
-            logger.note(text)
-
-    def document(self, name: str, text: str) -> None:
-        for logger in self._loggers:
-            logger.document(name, text)
-
-    def picture(self, samples_seen: int, name: str, draw: Callable[[], np.ndarray]) -> None:
-        for logger in self._loggers:
-            logger.picture(samples_seen, name, draw)
-
-    def histogram(self, samples_seen: int, name: str, values: Sequence[float]) -> None:
-        for logger in self._loggers:
-            logger.histogram(samples_seen, name, values)
+    start = _to_each("start")
+    log = _to_each("log")
+    note = _to_each("note")
+    document = _to_each("document")
+    picture = _to_each("picture")
+    histogram = _to_each("histogram")
+    close = _to_each("close")
 
     def flush(self) -> dict[str, int]:
-        return {name: size for logger in self._loggers for name, size in logger.flush().items()}
-
-    def close(self, final: dict[str, float] | None = None) -> None:
-        for logger in self._loggers:
-            logger.close(final)
+        return {name: size for logger in self.loggers for name, size in logger.flush().items()}
 
 
-class FileLogger:
+class FileLogger(Logger):
     """metrics.jsonl and TensorBoard events in the run's directory.
 
-    `logged` counts the points of metrics.jsonl and the bytes of each file of events. To forget what came later
-    cuts at them, and takes nothing else from disk at any moment; so a run may be killed at any time, and again
-    while it starts.
+    `logged` counts the points of metrics.jsonl and the bytes of each file of events. To forget what came later,
+    files are cut there, and nothing else ever leaves the disk; so a run may be killed at any time, and again while
+    it starts.
     """
 
     def __init__(self, run: Run) -> None:
@@ -113,7 +104,7 @@ class FileLogger:
                     file=sys.stderr,
                 )
         self._lines = self._run.metrics_path.open("ab")
-        # Of no use to who reads the files from now on; TensorBoard may have read what was cut.
+        # `purge_step` is for a TensorBoard that has already read what was cut.
         self._writer = SummaryWriter(str(self._run.directory), purge_step=samples_seen + 1 if logged else None)
 
     def _events(self) -> list[Path]:
@@ -148,9 +139,6 @@ class FileLogger:
         self._lines.flush()  # `launch.status` and the table of a sweep read along
         for tag, value in {**metrics, "epoch": epoch}.items():
             self._writer.add_scalar(tag, value, samples_seen)
-
-    def note(self, text: str) -> None:
-        pass
 
     def document(self, name: str, text: str) -> None:
         with atomic_write(self._run.directory / f"{name}.md") as file:

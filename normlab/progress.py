@@ -1,19 +1,18 @@
 """What a person sees of a run: a bar on a terminal, plain lines elsewhere."""
 
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from normlab.console import plain_console
+from normlab.logger import Logger
 
 LINE_EVERY_S = 10.0
 
 
-class ProgressLogger:
+class ProgressLogger(Logger):
     """Samples, loss, accuracy or mIoU, images/s and time left, on stderr."""
 
     def __init__(self, total_samples: int, console: Console | None = None) -> None:
@@ -62,30 +61,8 @@ class ProgressLogger:
         left_s = spent_s * (self._total - samples_seen) / done if done else 0
         return f"{left_s:.0f} s left"
 
-    @staticmethod
-    def loading(text: str, done: int = 0, total: int = 0) -> None:
-        """Tell what is loaded; how far a long load is, on one line of a terminal, at each tenth elsewhere."""
-        if not total:
-            print(text, file=sys.stderr)
-            return
-        terminal = sys.stderr.isatty()
-        if terminal or done == total or done * 10 // total > (done - 1) * 10 // total:
-            print(f"{text}: {done}/{total}", file=sys.stderr, end="\r" if terminal and done < total else "\n")
-
     def note(self, text: str) -> None:
         self._console.print(text)
-
-    def document(self, name: str, text: str) -> None:
-        pass
-
-    def picture(self, samples_seen: int, name: str, draw: Callable[[], np.ndarray]) -> None:
-        pass
-
-    def histogram(self, samples_seen: int, name: str, values: Sequence[float]) -> None:
-        pass
-
-    def flush(self) -> dict[str, int]:
-        return {}
 
     def close(self, final: dict[str, float] | None = None) -> None:
         self._bar.stop()

@@ -20,7 +20,7 @@ ENDED = ("finished", "diverged", "failed")
 """The values of `status` in result.json."""
 
 PLACE = ("step", "samples_seen", "epoch")
-"""Where on a run's way a logged point lies."""
+"""Where in a run a logged point lies."""
 
 SIGNS_OF_LIFE = ("metrics.jsonl", "checkpoint.pt", "log.txt", "lock", "config.yaml", "launch.json", "result.json")
 """Files that a run writes, from its first moment on."""

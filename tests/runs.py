@@ -11,6 +11,7 @@ from launch.plugins import register_launchers
 from normlab import data
 from normlab.config import Config, register_schemas, to_typed
 from normlab.distributed import Ranks
+from normlab.logger import Logger
 from normlab.preflight import plan
 from normlab.run import Run
 from normlab.trainer import Trainer
@@ -36,7 +37,7 @@ def typed(*overrides: str) -> Config:
         return to_typed(compose("config", list(overrides)))
 
 
-class Recorder:
+class Recorder(Logger):
     """A logger that keeps what it is told."""
 
     def __init__(self) -> None:
@@ -63,12 +64,6 @@ class Recorder:
 
     def histogram(self, samples_seen: int, name: str, values: Any) -> None:
         self.histograms.append((samples_seen, name, list(values)))
-
-    def flush(self) -> dict[str, int]:
-        return {}
-
-    def close(self, final: dict[str, float] | None = None) -> None:
-        pass
 
     def curve(self, tag: str) -> list[float]:
         return [point[tag] for point in self.points if tag in point]

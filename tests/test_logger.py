@@ -9,9 +9,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from normlab.config import ConfigError
-from normlab.logger import FileLogger
+from normlab.logger import FileLogger, Logger, LoggerList
 from normlab.progress import ProgressLogger
-from tests.runs import TINY, StopAt, build, directory_of
+from tests.runs import TINY, Recorder, StopAt, build, directory_of
 
 SCALARS = {
     "running_stats/mean_spread",
@@ -181,6 +181,22 @@ def test_a_start_from_nothing_forgets_a_run_that_was_killed_before_its_first_che
         logger.close()
     events, points = read(run.directory)
     assert [p["train/loss"] for p in points] == [e.value for e in events.Scalars("train/loss")] == [2.0]
+
+
+def test_a_list_hands_every_call_to_each_of_its_loggers():
+    one, other = Recorder(), Recorder()
+    both = LoggerList(one, other)
+    both.log(1, 8, 0.5, {"train/loss": 1.0})
+    both.note("a note")
+    both.document("norms", "a text")
+    both.picture(8, "masks", print)
+    both.histogram(8, "layers", [1.0])
+    assert vars(one) == vars(other)
+    assert all(vars(one).values())
+    both.start(0, 0, {})
+    assert one.points == other.points == []
+    calls = {name for name in vars(Logger) if not name.startswith("_")}
+    assert calls <= vars(LoggerList).keys()
 
 
 def test_hparams_stand_in_the_runs_own_writer_with_the_final_metrics(cut_and_straight):
