@@ -1,7 +1,7 @@
-.PHONY: check format lint types test test-full
+.PHONY: check format lint types docs test test-full
 
 # What CI runs, in CI's order.
-check: lint types test
+check: lint types docs test
 
 format:
 	ruff format .
@@ -13,6 +13,10 @@ lint:
 
 types:
 	mypy
+
+# The site, under site/; a broken link is an error.
+docs:
+	zensical build --strict --clean
 
 test:
 	python -m pytest $(PYTEST_ARGS)

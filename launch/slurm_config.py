@@ -31,54 +31,58 @@ class SlurmConfig(Section):
     """Features that a node must have, such as a kind of GPU."""
 
     timeout_min: int = setting(60, minimum=1)
-    """Minutes after which SLURM ends a job. It is then requeued and goes on, so a short limit, which is
-    scheduled sooner, loses little."""
+    """Minutes after which SLURM ends a job. The job is then requeued and goes on, so a short limit loses little,
+    and is scheduled sooner."""
 
     signal_delay_s: int = setting(90, minimum=1)
-    """Seconds before that limit at which the ranks are told to save and leave. Longer than one step, an
-    evaluation and writing a checkpoint take."""
+    """How many seconds before that limit the ranks are told to save and leave. It must be longer than one step,
+    the evaluation of one batch and writing a checkpoint together."""
 
     max_requeues: int = setting(20, minimum=0)
-    """How often a job may put itself back into the queue; then it stops, to be resumed by the same command."""
+    """How often a job may requeue itself. After that it stops, and the same command resumes it."""
 
     gpus_per_node: int = setting(0, minimum=0)
-    """GPUs that a node has: one rank each. A run asks for as many as it has ranks on a node. 0: ranks on CPUs."""
+    """GPUs per node, one rank each. A run asks for as many GPUs as it has ranks on a node. 0: ranks on CPUs."""
 
     tasks_per_node: int | None = setting(None, minimum=1)
-    """Most ranks on one node. null: as many as it has GPUs, or all of a run."""
+    """Most ranks on one node. null: the number of GPUs, or all ranks of the run on CPUs. 1 spreads a run over
+    nodes."""
 
     cpus_per_task: int = setting(4, minimum=1)
-    """Cores of each rank, and its `threads` where those are not set."""
+    """Cores per rank; also its `threads`, unless you set those."""
 
     max_nodes: int | None = setting(None, minimum=1)
-    """Most nodes of one run; a run that needs more is refused. null: no limit of ours."""
+    """Most nodes per run; a run that needs more is refused. null: no limit."""
 
     mem: str | None = None
     """Memory of each node, such as 32G."""
 
     array_parallelism: int = setting(256, minimum=1)
-    """Jobs of one array (the runs of one geometry) that may run at once."""
+    """Jobs of one array that may run at once. An array holds the runs with the same number of ranks."""
 
     setup: list[str] = field(default_factory=list)
-    """Shell lines before srun: modules to load, variables to export."""
+    """Shell lines to run before srun: modules to load, variables to export."""
 
     srun_args: list[str] = field(default_factory=list)
-    """More arguments of srun."""
+    """Further arguments of srun."""
 
     extra: dict[str, Any] = field(default_factory=dict)
-    """More parameters of sbatch: +hydra.launcher.extra.reservation=course +hydra.launcher.extra.exclude=node7."""
+    """Further parameters of sbatch, each with a plus: +hydra.launcher.extra.reservation=course
+    +hydra.launcher.extra.exclude=node7."""
 
     python: str | None = None
-    """The Python that jobs run. null: the one that submits; it must be reachable from the nodes."""
+    """The Python that jobs run, which may be one in a container. null: the one that submits. The nodes must be
+    able to reach it."""
 
     wait: bool = True
-    """Wait for the jobs and show how they do; false returns at once, with their ids."""
+    """Wait for the jobs and show their progress. false: print their ids and return at once. A sweeper that needs
+    the results, such as Optuna, needs true."""
 
     poll_s: float = setting(10.0, above=0)
-    """Seconds between two looks at the queue while waiting."""
+    """Seconds between queries of the queue while waiting."""
 
     retry_failed: bool = True
-    """Train again what failed before. false leaves it."""
+    """Train runs again that failed before. false: leave them alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

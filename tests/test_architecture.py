@@ -20,7 +20,7 @@ LAYERS = [
     ["normlab.evaluator"],
     ["normlab.trainer", "normlab.preflight", "normlab.evaluate"],
     ["launch"],
-    ["normlab.bench"],
+    ["normlab.bench", "normlab.docs"],
     ["train"],
 ]
 WITHOUT_TORCH = [

@@ -20,10 +20,10 @@ class LocalLauncherConfig:
     _target_: str = "hydra_plugins.normlab_local.LocalLauncher"
 
     jobs_per_gpu: int = 1
-    """Jobs that share a GPU. Without GPUs, jobs are packed on the cores: one core a rank, or `threads`."""
+    """Jobs that share a GPU. Without GPUs, jobs are packed on the cores: one core per rank, or `threads`."""
 
     retry_failed: bool = True
-    """Train again what failed before. false leaves it."""
+    """Train runs again that failed before. false: leave them alone."""
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="local", node=LocalLauncherConfig, provider="normlab")

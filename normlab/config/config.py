@@ -30,7 +30,7 @@ class Device(Enum):
 
 @dataclass(kw_only=True)
 class Config(Section):
-    """One run, but for its data's content: one cell of the table."""
+    """One run, apart from the content of its data: one cell of the table."""
 
     norm: NormConfig = MISSING
     """The normalization layer."""
@@ -39,7 +39,7 @@ class Config(Section):
     """The network."""
 
     data: DataConfig = MISSING
-    """What it is trained and evaluated on."""
+    """The data to train and evaluate on."""
 
     optim: OptimConfig = MISSING
     """The optimizer and its schedule."""
@@ -51,46 +51,46 @@ class Config(Section):
     """Ranks. null: what torchrun or SLURM gives, else 1."""
 
     virtual_ranks: int = setting(1, minimum=1)
-    """Ranks that each process stands in for: the mathematics of that many real ranks, in one."""
+    """Ranks that each process stands in for: it computes what that many real ranks would."""
 
     accumulate: int = setting(1, minimum=1)
-    """Per-rank batches whose gradients are summed before a step. It does not enlarge the batch of BN."""
+    """Batches per rank whose gradients are summed before a step. It does not enlarge BatchNorm's batch."""
 
     epochs: int = setting(10, minimum=1)
-    """Length: passes over the training data."""
+    """Length of the run in passes over the training data."""
 
     max_samples: int | None = setting(None, minimum=1, maximum=2**53)
-    """Length: samples; where both end the run, the smaller wins. null: epochs alone."""
+    """Length of the run in samples seen, if that is shorter than epochs. null: epochs decides."""
 
     eval_every_epochs: int = setting(1, minimum=1, identity=False)
-    """Passes between evaluations; the last step is always evaluated."""
+    """Epochs between evaluations; the last step is always evaluated."""
 
     eval_batch_size: int | None = setting(None, minimum=1, identity=False)
-    """Samples per rank and evaluation step, never the training batch size. null: 250, or 8 of segmentation."""
+    """Samples per rank and evaluation step, never the training batch size. null: 250, or 8 for segmentation."""
 
     eval_train_samples: int = setting(1000, minimum=1)
-    """Training samples, unaugmented, on which train/accuracy or train/miou is evaluated."""
+    """Number of unaugmented training samples on which train/accuracy or train/miou is evaluated."""
 
     label_smoothing: float = setting(0.0, minimum=0, below=1)
-    """Share of the training target that is spread over all classes; evaluation has none."""
+    """Share of the training target that is spread over all classes; not used in evaluation."""
 
     seed: int = setting(0, minimum=0, maximum=2**63 - 1)
-    """Decides the initial weights, the order of the data and the augmentation."""
+    """Determines the initial weights, the order of the data and the augmentation."""
 
     precision: Precision = Precision.fp32
-    """fp32, bf16 (autocast, statistics in fp32) or fp64."""
+    """fp32, bf16 (autocast, with statistics in fp32) or fp64."""
 
     device: Device = setting(Device.auto, identity=False)
-    """auto: cuda where every rank has a device of its own, else cpu."""
+    """auto: cuda if every rank has a device of its own, else cpu."""
 
     threads: int | None = setting(None, minimum=1, maximum=1024, identity=False)
-    """CPU threads per rank. null: the machine's cores shared among its ranks."""
+    """CPU threads per rank. null: the machine's cores divided among its ranks."""
 
     compile: bool = False
     """torch.compile the model."""
 
     channels_last: bool = False
-    """Keep images and weights with the channel as the fastest axis."""
+    """Keep images and weights in memory with the channel as the fastest axis."""
 
     output_dir: str = setting("runs", identity=False)
     """Folder under which studies and their runs are kept."""
@@ -99,11 +99,11 @@ class Config(Section):
     """Folder under output_dir. null: the experiment's name, else default."""
 
     rerun: bool = setting(False, identity=False)
-    """Start over where the run is finished or begun; what it left is deleted."""
+    """Start over if the run has begun or finished; its earlier files are deleted."""
 
     sweep_metric: str | None = setting(None, identity=False)
-    """What a run returns to the sweeper: a metric of result.json, or its worst value where it has none. null:
-    val/accuracy, or val/miou of segmentation."""
+    """The metric of result.json that a run returns to the sweeper; a run without it returns the worst value.
+    null: val/accuracy, or val/miou for segmentation."""
 
     log_every: int = setting(10, minimum=1, identity=False)
     """Steps between logged training points."""
@@ -112,13 +112,13 @@ class Config(Section):
     """Seconds between checkpoints within an epoch; 0 saves at every step."""
 
     diagnostics: bool = setting(True, identity=False)
-    """Log at each evaluation what the norm layers do, and val/train_mode_gap."""
+    """At each evaluation, log what the norm layers do, and val/train_mode_gap."""
 
     diagnostics_samples: int = setting(128, minimum=1, identity=False)
-    """Samples of train, and of val, that the diagnostics look at; one normalization batch at least."""
+    """Samples of train, and of val, for the diagnostics; at least one normalization batch."""
 
     progress: bool = setting(True, identity=False)
-    """Show a progress bar, or plain lines where there is no terminal."""
+    """Show a progress bar, or plain lines without a terminal."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,31 +11,31 @@ from normlab.config.section import Choice, ConfigError, setting
 
 @dataclass(kw_only=True)
 class DataConfig(Choice):
-    """What all data have."""
+    """Settings of every data set."""
 
     group: ClassVar[str] = "data"
 
     task: ClassVar[str] = "classification"
 
     name: str = MISSING
-    """Which data: the name of a file under conf/data."""
+    """Which data set: the name of a file under conf/data."""
 
     train_samples: int | None = setting(None, minimum=1)
     """Samples to train on: a fixed subset, the same for every seed. null: all."""
 
     val_fraction: float = setting(0.0, minimum=0, below=1)
-    """Share of the training folder that is held out as val; test is then evaluated once, at the end."""
+    """Share of the training data held out as val; test is then evaluated once, at the end."""
 
     augment: bool = True
     """Random crop after padding by 4 pixels, and random horizontal flip."""
 
     input_mean: list[float] | None = setting(None, minimum=0, maximum=1)
-    """What is subtracted from each channel of pixels in [0, 1], in training and evaluation. null: the training
-    data's mean. Pretrained weights expect what they were trained with: ImageNet's [0.485, 0.456, 0.406]."""
+    """Subtracted from each channel of pixels in [0, 1], in training and evaluation. null: the training data's
+    mean. Pretrained weights need the values they were trained with: [0.485, 0.456, 0.406] for ImageNet."""
 
     input_std: list[float] | None = setting(None, minimum=0.001)
-    """What each channel is divided by then. null: the training data's deviation. ImageNet's:
-    [0.229, 0.224, 0.225]."""
+    """Each channel is divided by this after the subtraction. null: the training data's standard deviation.
+    [0.229, 0.224, 0.225] for ImageNet."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,10 +69,10 @@ class CifarConfig(DataConfig):
     name: str = "cifar10"
 
     root: str = setting("data", identity=False)
-    """Folder that holds the archive, or gets it."""
+    """Folder that holds the archive, or that it is downloaded to."""
 
     download: bool = setting(True, identity=False)
-    """Fetch the archive where it is missing (its checksum is verified either way)."""
+    """Download the archive if it is missing (its checksum is verified either way)."""
 
 
 @dataclass(kw_only=True)
@@ -104,7 +104,7 @@ class ClassWeighting(Enum):
 
 @dataclass(kw_only=True)
 class SegmentationConfig(DataConfig):
-    """What all data have whose labels are a class for each pixel."""
+    """Settings of every segmentation data set."""
 
     task: ClassVar[str] = "segmentation"
 
@@ -112,7 +112,7 @@ class SegmentationConfig(DataConfig):
     """Random scale, crop, horizontal flip and colours; without it, the centre is cut out."""
 
     crop_size: int = setting(256, minimum=8, maximum=4096)
-    """Side in pixels of the square that is cut out of a training picture, padded where it is smaller."""
+    """Side in pixels of the square that is cut out of a training picture, padded if the picture is smaller."""
 
     scale_min: float = setting(0.5, above=0)
     """Smallest random scale of a training picture."""
@@ -121,13 +121,15 @@ class SegmentationConfig(DataConfig):
     """Largest random scale of a training picture."""
 
     colour_jitter: float = setting(0.25, minimum=0, below=1)
-    """Brightness, contrast and saturation are each multiplied by a random number within 1 +- this."""
+    """Brightness, contrast and saturation are each multiplied by a random number between 1 - this and 1 + this."""
 
     class_weighting: ClassWeighting = ClassWeighting.none
-    """median_frequency: the median class's frequency in training pictures that show it, divided by a class's."""
+    """median_frequency: a class weighs the median class frequency divided by its own, where a frequency is that of
+    the class's pixels in the training pictures that show it."""
 
     class_weights: list[float] | None = setting(None, minimum=0)
-    """Weight of each class in the training loss, in the order of the classes. Excludes class_weighting."""
+    """Weight of each class in the training loss, in the order of the classes. Cannot be combined with
+    class_weighting."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,12 +152,12 @@ class SegmentationConfig(DataConfig):
 
 @dataclass(kw_only=True)
 class ShapesSegConfig(SegmentationConfig):
-    """Pictures of several of the ten shapes on a ground, drawn in the process, with the class of each pixel."""
+    """Pictures of several of the ten shapes, 64x64 RGB, drawn in the process, with a class for each pixel."""
 
     name: str = "shapes_seg"
 
     crop_size: int = setting(64, minimum=8, maximum=4096)
-    """Side in pixels of the square that is cut out of a training picture, padded where it is smaller."""
+    """Side in pixels of the square that is cut out of a training picture, padded if the picture is smaller."""
 
     scale_min: float = setting(0.75, above=0)
     """Smallest random scale of a training picture."""
@@ -172,10 +174,10 @@ class ShapesSegConfig(SegmentationConfig):
 
 @dataclass(kw_only=True)
 class MaskFilesConfig(SegmentationConfig):
-    """What all pictures with masks in files have."""
+    """Settings of every segmentation data set that is read from files."""
 
     image_size: int | None = setting(None, minimum=8, maximum=16384)
-    """The shorter side of every picture and mask is resized to so many pixels. null: left as it is."""
+    """The shorter side of every picture and mask is resized to this many pixels. null: not resized."""
 
     cache_dir: str | None = setting(None, identity=False)
     """Where decoded pixels are kept. null: $XDG_CACHE_HOME/normlab, or ~/.cache/normlab."""
@@ -183,9 +185,9 @@ class MaskFilesConfig(SegmentationConfig):
 
 @dataclass(kw_only=True)
 class MaskFolderConfig(MaskFilesConfig):
-    """Pictures and masks of one's own: images/ and masks/ under train/ and under val/, test/ or both.
+    """Your own pictures and masks: images/ and masks/ under train/ and under val/, test/ or both.
 
-    A mask is a file of its picture's name (any suffix) that holds the index of each pixel's class, or colours.
+    A mask has its picture's name (any suffix) and holds the class index, or the colour, of each pixel.
     """
 
     name: str = "mask_folder"
@@ -194,16 +196,16 @@ class MaskFolderConfig(MaskFilesConfig):
     """Folder that holds train/images/, train/masks/, and the same under val/, test/ or both."""
 
     num_classes: int | None = setting(None, minimum=2, maximum=255)
-    """How many classes there are, not counting ignore_index; needed unless data.colour_map lists them."""
+    """Number of classes, not counting ignore_index; required unless data.colour_map lists them."""
 
     class_names: list[str] | None = setting(None)
     """A name for each class, for curves and pictures. null: class_0, class_1, ..., or the colour map's."""
 
     ignore_index: int = setting(255, minimum=0, maximum=65535)
-    """Value in a mask of pixels that count neither in the loss nor in metrics."""
+    """Mask value of pixels that count neither in the loss nor in the metrics."""
 
     colour_map: str | None = setting(None, identity=False)
-    """For masks in RGB: a text file with a line `red green blue name` a class; the name `void` is ignored."""
+    """For RGB masks: a text file with one line `red green blue name` per class; the class `void` is ignored."""
 
 
 @dataclass(kw_only=True)
@@ -215,7 +217,7 @@ class TorchvisionMasksConfig(MaskFilesConfig):
     name: str = "voc"
 
     root: str = setting("data", identity=False)
-    """Folder that holds the data, or gets them."""
+    """Folder that holds the data, or that they are downloaded to."""
 
     download: bool = setting(True, identity=False)
-    """Fetch the data where they are missing and torchvision can: not Cityscapes, which asks for an account."""
+    """Download missing data where torchvision can: not Cityscapes, whose archives require an account."""

@@ -18,19 +18,19 @@ class Stem(Enum):
 
 @dataclass(kw_only=True)
 class ModelConfig(Choice):
-    """What every model has."""
+    """Settings of every model."""
 
     group: ClassVar[str] = "model"
 
     task: ClassVar[str] = "classification"
 
     name: str = MISSING
-    """The architecture's name, as it stands in the run's directory."""
+    """The architecture's name, as used in the run's directory name."""
 
     init_from: str | None = setting(None, identity=False)
-    """Initial weights: a run's directory, its checkpoint.pt, or a file with a state dict (torch.save's, or
-    safetensors). Its content is part of the run's identity. A model for segmentation takes its trunk from one for
-    classification."""
+    """Initial weights: a run's directory, its checkpoint.pt, or a file with a state dict (torch.save or
+    safetensors). Its content is part of the run's identity. A segmentation model takes its trunk from a
+    classification model."""
 
     @classmethod
     def chosen_by(cls, name: str) -> str:
@@ -63,7 +63,7 @@ class CifarResNetConfig(ModelConfig):
     names: ClassVar[tuple[str, ...] | None] = None
 
     name: str = ""
-    """Follows from depth and width: resnet8, or resnet8x32 for a width other than 16."""
+    """Determined by depth and width: resnet8, or resnet8x32 for a width other than 16."""
 
     depth: int = setting(8, minimum=8, maximum=1202)
     """Weighted layers: 6n + 2, with n blocks in each of three stages."""
@@ -106,12 +106,12 @@ class TimmConfig(ModelConfig):
 
 @dataclass(kw_only=True)
 class SegmentationModelConfig(ModelConfig):
-    """What all models have that give a class to each pixel."""
+    """Settings of every segmentation model."""
 
     task: ClassVar[str] = "segmentation"
 
     aux_weight: float = setting(0.0, minimum=0)
-    """Share in the training loss of a second head on the trunk's last stage but one. 0: no such head."""
+    """Weight in the training loss of a second head, on the trunk's last stage but one. 0: no such head."""
 
 
 @dataclass(kw_only=True)
@@ -121,16 +121,16 @@ class FcnCifarResNetConfig(SegmentationModelConfig):
     names: ClassVar[tuple[str, ...] | None] = None
 
     name: str = ""
-    """Follows from depth and width: fcn_resnet20, or fcn_resnet20x32 for a width other than 16."""
+    """Determined by depth and width: fcn_resnet20, or fcn_resnet20x32 for a width other than 16."""
 
     depth: int = setting(20, minimum=8, maximum=1202)
-    """Weighted layers of the classification network whose trunk it is: 6n + 2."""
+    """Weighted layers of the classification network that the trunk is taken from: 6n + 2."""
 
     width: int = setting(16, minimum=1, maximum=1024)
     """Channels of the first stage."""
 
     output_stride: int = setting(8, minimum=4, maximum=8)
-    """Pixels of the picture to one of the trunk's last map: 8, or 4 by dilation of the last stage."""
+    """Picture pixels per pixel of the trunk's last feature map: 8, or 4 by dilating the last stage."""
 
     def __post_init__(self) -> None:
         self.name = cifar_name("fcn_resnet", self.name, self.depth, self.width)

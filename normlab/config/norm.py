@@ -1,4 +1,4 @@
-"""Normalization layers: one section a norm, so that `norm=bn norm.num_groups=2` is refused."""
+"""Normalization layers: one section per norm, so that `norm=bn norm.num_groups=2` is refused."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -18,7 +18,7 @@ class Nondivisible(Enum):
 
 @dataclass(kw_only=True)
 class NormConfig(Choice):
-    """What every norm has."""
+    """Settings of every norm."""
 
     group: ClassVar[str] = "norm"
 
@@ -26,7 +26,7 @@ class NormConfig(Choice):
     """Which normalization: the name of a file under conf/norm."""
 
     weight_standardization: bool = False
-    """Standardise the weights of convolutions without bias, too (arXiv:1903.10520)."""
+    """Also standardise the weights of convolutions without a bias (arXiv:1903.10520)."""
 
     def normalization_batch_size(self, batch_size: int, ranks: int) -> int:
         """Samples that share statistics (NBS), at `batch_size` samples on each of `ranks` logical ranks."""
@@ -35,11 +35,11 @@ class NormConfig(Choice):
 
 @dataclass(kw_only=True)
 class StatisticsConfig(NormConfig):
-    """A norm with statistics."""
+    """Settings of every norm with statistics."""
 
     eps: float | None = setting(None, above=0)
-    """Added to the variance, or to the mean square, before the square root. null: what each layer of the model
-    has."""
+    """Added to the variance, or to the mean square, before the square root. null: each layer keeps the
+    model's own."""
 
 
 @dataclass(kw_only=True)
@@ -51,7 +51,7 @@ class NoNormConfig(NormConfig):
 
 @dataclass(kw_only=True)
 class FrozenBatchNormConfig(StatisticsConfig):
-    """Frozen BatchNorm: the statistics, gamma and beta that model.init_from has, none of them trained."""
+    """Frozen BatchNorm: the statistics, gamma and beta of model.init_from, none of them trained."""
 
     name: str = "frozen_bn"
 
@@ -71,13 +71,14 @@ class BatchNormConfig(StatisticsConfig):
     name: str = "bn"
 
     running_stats: RunningStats = RunningStats.rank0
-    """Evaluation sees rank 0's (what DDP amounts to), all ranks' pooled, or precise ones, computed for it."""
+    """Which statistics an evaluation uses: rank 0's (as under DDP), those of all ranks pooled, or precise ones
+    that are computed for it."""
 
     precise_samples: int = setting(1024, minimum=2)
-    """For running_stats=precise: training samples, unaugmented, that the statistics are computed on."""
+    """For running_stats=precise: the number of unaugmented training samples to compute the statistics on."""
 
     momentum: float | None = setting(None, above=0, maximum=1)
-    """Share of the new batch in the running statistics. null: what each layer of the model has."""
+    """Share of the new batch in the running statistics. null: each layer keeps the model's own."""
 
     def normalization_batch_size(self, batch_size: int, ranks: int) -> int:
         return batch_size
@@ -90,7 +91,7 @@ class SyncBatchNormConfig(BatchNormConfig):
     name: str = "syncbn"
 
     sync_group_size: int | None = setting(None, minimum=1)
-    """Contiguous logical ranks that share statistics, a divisor of how many there are. null: all."""
+    """Contiguous logical ranks that share statistics; it must divide the number of logical ranks. null: all."""
 
     def normalization_batch_size(self, batch_size: int, ranks: int) -> int:
         return batch_size * (self.sync_group_size or ranks)
@@ -103,7 +104,7 @@ class GhostBatchNormConfig(BatchNormConfig):
     name: str = "ghost_bn"
 
     ghost_batch_size: int = setting(8, minimum=1)
-    """Samples that share statistics, a divisor of batch_size."""
+    """Samples that share statistics; it must divide batch_size."""
 
     def normalization_batch_size(self, batch_size: int, ranks: int) -> int:
         return self.ghost_batch_size
@@ -116,14 +117,14 @@ class BatchRenormConfig(BatchNormConfig):
     name: str = "batch_renorm"
 
     r_max: float = setting(3.0, minimum=1)
-    """Limit of the correction of scale, at the end: r lies in [1 / r_max, r_max]."""
+    """Final limit on the correction of the scale: r lies in [1 / r_max, r_max]."""
 
     d_max: float = setting(5.0, minimum=0)
-    """Limit of the correction of the mean, at the end, in running deviations: d lies in [-d_max, d_max]."""
+    """Final limit on the correction of the mean, in running deviations: d lies in [-d_max, d_max]."""
 
     bn_batches: int = setting(500, minimum=0)
-    """Batches of a rank (micro-batches where accumulate > 1) without correction, as BatchNorm. The defaults of
-    the three lengths are the paper's for momentum 0.01, in units of 1 / momentum."""
+    """Batches per rank (micro-batches where accumulate > 1) that are normalised as by BatchNorm, without
+    correction. The defaults of the three lengths are the paper's for momentum 0.01, in units of 1 / momentum."""
 
     d_max_batches: int = setting(2500, minimum=0)
     """Batches from the start until d_max is reached, linearly from 0."""
@@ -150,7 +151,7 @@ class SwitchableNormConfig(BatchNormConfig):
 
 @dataclass(kw_only=True)
 class BatchInstanceNormConfig(BatchNormConfig):
-    """Batch-Instance Normalization: a learned mixture, by channel, of what bn and in give."""
+    """Batch-Instance Normalization: a learned mixture of the outputs of bn and in, per channel."""
 
     name: str = "batch_instance"
 
@@ -162,13 +163,13 @@ class GroupNormConfig(StatisticsConfig):
     name: str = "gn"
 
     num_groups: int | None = setting(None, minimum=1)
-    """Groups per layer, 8 where neither this nor channels_per_group is given. They exclude each other."""
+    """Groups per layer; 8 if neither this nor channels_per_group is given. Give at most one of the two."""
 
     channels_per_group: int | None = setting(None, minimum=1)
-    """Channels in a group; the paper found 16 to work well (arXiv:1803.08494, table 3)."""
+    """Channels per group; the paper found 16 to work well (arXiv:1803.08494, table 3)."""
 
     nondivisible: Nondivisible = Nondivisible.error
-    """Where the groups do not divide a layer's channels: an error, or the nearest divisor."""
+    """What to do if the groups do not divide a layer's channels: refuse, or use the nearest divisor."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -211,17 +212,18 @@ class RmsNormConfig(StatisticsConfig):
 
 @dataclass(kw_only=True)
 class FilterResponseNormConfig(StatisticsConfig):
-    """Filter Response Normalization with TLU, which takes the place of the activation."""
+    """Filter Response Normalization: statistics over the pixels of each sample and channel; its TLU replaces the
+    activation."""
 
     name: str = "frn"
 
     eps: float | None = setting(1e-6, above=0)
-    """Added to the mean square before the square root; the default is the paper's. null: what each layer of the
-    model has."""
+    """Added to the mean square before the square root; the default is the paper's. null: each layer keeps the
+    model's own."""
 
 
 @dataclass(kw_only=True)
 class EvoNormS0Config(GroupNormConfig):
-    """EvoNorm-S0: a norm and an activation in one, over groups of channels."""
+    """EvoNorm-S0: a norm and an activation in one, with the statistics of gn."""
 
     name: str = "evonorm_s0"

@@ -28,7 +28,7 @@ class Schedule(Enum):
 
 @dataclass(kw_only=True)
 class OptimConfig(Choice):
-    """What every optimizer has."""
+    """Settings of every optimizer."""
 
     group: ClassVar[str] = "optim"
 
@@ -36,41 +36,41 @@ class OptimConfig(Choice):
     """Which optimizer: the name of a file under conf/optim."""
 
     lr: float = setting(0.1, above=0)
-    """Learning rate at a global batch of lr_reference_batch samples."""
+    """Learning rate for a global batch of lr_reference_batch samples."""
 
     lr_reference_batch: int = setting(128, minimum=1)
-    """Global batch size, in samples, at which lr holds."""
+    """Global batch size, in samples, that lr is meant for."""
 
     lr_scaling: LrScaling = LrScaling.linear
     """linear: lr x batch / reference; sqrt: lr x sqrt(batch / reference); none: lr."""
 
     warmup_epochs: float = setting(0.0, minimum=0)
-    """Passes over the data during which the rate rises linearly from zero."""
+    """Epochs during which the rate rises linearly from zero."""
 
     schedule: Schedule = Schedule.cosine
-    """cosine to zero; step: times step_factor at each milestone; poly: (1 - t / T) ^ poly_power; constant."""
+    """cosine: to zero; step: times step_factor at each milestone; poly: (1 - t / T) ^ poly_power; constant."""
 
     milestones: list[float] = setting([0.5, 0.75], above=0, below=1)
-    """For schedule=step: shares of the run after which the rate is multiplied by step_factor."""
+    """For schedule=step: fractions of the run after which the rate is multiplied by step_factor."""
 
     step_factor: float = setting(0.1, above=0, maximum=1)
-    """For schedule=step: what the rate is multiplied by."""
+    """For schedule=step: the factor at each milestone."""
 
     poly_power: float = setting(0.9, above=0)
     """For schedule=poly: the power."""
 
     head_lr_factor: float = setting(1.0, above=0)
-    """What the rate is multiplied by for the head, the layers that a trained trunk comes without."""
+    """The head's rate is multiplied by this; the head is the layers that a pretrained trunk does not bring."""
 
     weight_decay: float = setting(5e-4, minimum=0)
-    """Decay of convolution and linear weights."""
+    """Weight decay of convolution and linear weights."""
 
     norm_weight_decay: float | None = setting(None, minimum=0)
-    """Decay of norm parameters and biases; 0 leaves them out, null treats them as the weights. Gates and
+    """Weight decay of norm parameters and biases. 0: none; null: as weight_decay. Gates and
     thresholds of norms (batch_instance, switchable, frn, evonorm_s0) never decay."""
 
     clip_grad_norm: float | None = setting(None, above=0)
-    """Largest norm of the whole gradient; longer ones are scaled down to it. null: no limit."""
+    """Largest norm of the whole gradient; larger ones are scaled down to it. null: no limit."""
 
 
 @dataclass(kw_only=True)
@@ -80,10 +80,10 @@ class SgdConfig(OptimConfig):
     name: str = "sgd"
 
     momentum: float = setting(0.9, minimum=0, below=1)
-    """Share of the last update in the next."""
+    """Share of the previous update in the next one."""
 
     nesterov: bool = False
-    """Look ahead by one momentum step."""
+    """Nesterov momentum."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,10 +98,10 @@ class AdamWConfig(OptimConfig):
     name: str = "adamw"
 
     beta1: float = setting(0.9, minimum=0, below=1)
-    """Decay of the mean of gradients."""
+    """Decay of the running mean of gradients."""
 
     beta2: float = setting(0.999, minimum=0, below=1)
-    """Decay of the mean of squared gradients."""
+    """Decay of the running mean of squared gradients."""
 
     eps: float = setting(1e-8, above=0)
-    """Added to the root of the mean square."""
+    """Added to the root of the mean square of gradients."""

@@ -2,9 +2,10 @@
 
 import ast
 import inspect
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass
 from enum import Enum
 from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -67,22 +68,54 @@ def register_schemas() -> None:
             store.store(group=f"schema/{group}", name=name, node=node)
 
 
-def describe_keys() -> str:
-    """Every key with its default and meaning, from the dataclasses and the docstrings under their fields."""
-    lines = []
-    for module, node in ((m, n) for m in MODULES for n in ast.parse(inspect.getsource(m)).body):
+@dataclass(frozen=True)
+class Key:
+    """A key, as `--help` and docs/keys.md show it."""
+
+    name: str
+    default: str | None
+    """As a command line would give it; None where the key has none."""
+    meaning: str
+    field: "Field[Any]"
+
+
+def documented_keys(module: ModuleType, group: str = "") -> dict[type, list[Key]]:
+    """Each section that a module defines -> its own keys, with the docstrings under their fields.
+
+    `group` is the prefix of keys whose section does not declare one.
+    """
+    found: dict[type, list[Key]] = {}
+    for node in ast.parse(inspect.getsource(module)).body:
         schema = getattr(module, node.name) if isinstance(node, ast.ClassDef) else None
-        if not (isinstance(schema, type) and issubclass(schema, Section)):
+        if not (isinstance(schema, type) and is_dataclass(schema)):
             continue
         assert isinstance(node, ast.ClassDef)
-        lines += ["", (ast.get_docstring(node) or "").rstrip(".")]
+        found[schema] = []
+        prefix = getattr(schema, "group", group)
         specs = {spec.name: spec for spec in fields(schema)}
         for declared, text in pairwise(node.body):
             if isinstance(declared, ast.AnnAssign) and isinstance(text, ast.Expr):
                 name = ast.unparse(declared.target)
-                key = f"{schema.group}.{name}" if schema.group else name
-                lines.append(f"  {key} = {_default(specs[name])}".removesuffix(f" = {MISSING}"))
-                lines.append(f"      {' '.join(ast.literal_eval(text.value).split())}")
+                key = f"{prefix}.{name}" if prefix else name
+                default = None if specs[name].default == MISSING else _default(specs[name])
+                meaning = " ".join(ast.literal_eval(text.value).split())
+                found[schema].append(Key(key, default, meaning, specs[name]))
+    return found
+
+
+def summary(schema: type) -> str:
+    """What a section is: the first sentence of its docstring."""
+    return " ".join((inspect.getdoc(schema) or "").split("\n\n")[0].split()).rstrip(".")
+
+
+def describe_keys() -> str:
+    """Every key with its default and meaning, for `--help`."""
+    lines = []
+    for schema, keys in (section for module in MODULES for section in documented_keys(module).items()):
+        lines += ["", (inspect.getdoc(schema) or "").rstrip(".")]
+        for key in keys:
+            default = "" if key.default is None else f" = {key.default}"
+            lines += [f"  {key.name}{default}", f"      {key.meaning}"]
     return "\n".join(lines).replace("$", "$$")  # Hydra reads $ as its own
 
 

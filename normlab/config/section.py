@@ -41,6 +41,11 @@ _HOLDS = {
 _WORDS = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
 
 
+def in_words(limits: dict[str, float]) -> str:
+    """A range, such as "at least 1 and at most 1024"."""
+    return " and ".join(f"{_WORDS[k]} {v}" for k, v in sorted(limits.items(), key=lambda one: one[1]))
+
+
 def check_text(key: str, value: str) -> None:
     """Raises: ConfigError for a control character, a line's end or half a character."""
     if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in value):
@@ -82,8 +87,7 @@ class Section:
         elif not math.isfinite(value):
             raise ConfigError(f"{self.key(name)}={value} is out of range: it must be a finite number.")
         if any(not _HOLDS[k](value, v) for k, v in limits.items()):
-            words = " and ".join(f"{_WORDS[k]} {v}" for k, v in sorted(limits.items(), key=lambda one: one[1]))
-            raise ConfigError(f"{self.key(name)}={value} is out of range: it must be {words}.")
+            raise ConfigError(f"{self.key(name)}={value} is out of range: it must be {in_words(limits)}.")
 
     def key(self, name: str) -> str:
         """The name by which a user sets this field."""

@@ -1,4 +1,4 @@
-"""`python -m normlab.norms.docs` writes docs/norms.md and its drawings from the code."""
+"""docs/norms.md and its drawings, made from the code by `python -m normlab.docs`."""
 
 import inspect
 from pathlib import Path
@@ -6,26 +6,39 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from normlab.atomic import atomic_write
 from normlab.config import SCHEMAS
+from normlab.config.schema import summary
 from normlab.norms import activations, weight_standardization
 from normlab.norms.drawing import draw
 from normlab.norms.registry import NORMS, Norm, definition
 
-ROOT = Path(__file__).parents[2]
 BATCH_SIZE, RANKS = 32, 8
 
 _INTRODUCTION = """\
 # The norms
 
-Made from the code by `python -m normlab.norms.docs`; the texts are the docstrings of `normlab/norms`.
+Made from the code by `python -m normlab.docs`; the texts are the docstrings of `normlab/norms`.
 
-x has the shape (B, C, H, W): samples, channels, pixels. Every norm has a gain gamma and an offset beta for each
-channel, and takes them from the BatchNorm that it replaces. Variances are biased where they normalise.
+x has the shape (B, C, H, W): samples, channels, pixels. Every norm has a gain gamma and an offset beta per
+channel, taken from the BatchNorm that it replaces. Variances are biased where they normalise.
+
+```
+python train.py norm=syncbn batch_size=4 world_size=2
+python train.py norm=gn norm.num_groups=4
+python train.py norm=ghost_bn norm.ghost_batch_size=8 batch_size=32
+python train.py norm=evonorm_s0 norm.num_groups=4
+python train.py norm=gn norm.weight_standardization=true
+python train.py norm=frozen_bn model.init_from=runs/default/bn-b32-w1-resnet8-shapes-s0-...
+```
+
+`norm.eps` and `norm.momentum` are null by default: each layer keeps the model's own (mobilenet_v3: 1e-3 and
+0.01), so pretrained weights keep their function. A number sets all layers. `frn` has the eps of its paper,
+1e-6. [Every key](keys.md#norm) lists the options of each norm.
 
 """
 _COLUMNS = [
     "`norm=`",
+    "what it is",
     "needs the batch",
     "needs other ranks",
     "running statistics",
@@ -35,18 +48,20 @@ _COLUMNS = [
 ]
 
 _LEGEND = f"""
-- needs the batch: in training, a sample's output depends on the other samples of its rank; needs other ranks:
-  on theirs too, which costs a collective in each forward and each backward.
-- running statistics: `yes`, moved in training and used in evaluation (`norm.running_stats` says whose); `fixed`,
-  never moved.
-- NBS: samples that share statistics, here with batch_size={BATCH_SIZE} on {RANKS} ranks and other keys at
-  their defaults.
-- one sample of one pixel: whether that can be trained on (`ghost_bn` with ghost_batch_size=1). Where not, such a
-  run is refused before it starts, with the layer's name and what helps.
+- needs the batch: in training, a sample's output depends on the other samples of its rank.
+- needs other ranks: it also depends on samples of other ranks, which costs one collective in each forward and
+  one in each backward.
+- running statistics: `yes`, updated in training and used in evaluation; `fixed`, never updated. With several
+  ranks, `norm.running_stats` chooses [which
+  rank's](virtual_ranks.md#which-running-statistics-an-evaluation-uses).
+- NBS: the normalization batch size, the number of samples that share statistics; here with
+  batch_size={BATCH_SIZE} on {RANKS} ranks and other keys at their defaults.
+- one sample of one pixel: whether a layer can train on it (`ghost_bn` with ghost_batch_size=1). If not, such a
+  run is refused before it starts, with the layer's name and the fix.
 
-In the drawings, eight samples on two ranks stand below each other, six channels of 2x2 pixels beside each
-other. Blue is what the output at the yellow value depends on in training: they are drawn from the derivative
-of the layers themselves.
+The drawings show eight samples on two ranks from top to bottom, and six channels of 2x2 pixels from left to
+right. In training, the output at the yellow value depends on the blue values. The drawings are computed from
+the derivatives of the layers themselves.
 """
 
 
@@ -67,6 +82,7 @@ def _cells(name: str, entry: Norm) -> list[str]:
     trains = entry.values is None or entry.values((1, 16, 1, 1), least, 1) > 1
     return [
         f"[`{name}`](#{name})",
+        summary(type(config)),
         _yes(entry.needs_batch),
         _yes(entry.needs_ranks),
         entry.running_statistics.value,
@@ -114,17 +130,17 @@ def _options() -> str:
     replaced = (inspect.getdoc(activations) or "").split("\n\n", 1)[1]
     standardised = inspect.getdoc(weight_standardization.StandardisedConv) or ""
     return f"""
-# Norms that replace the activation
+## Norms that replace the activation
 
 {replaced}
 
 Where no activation follows a norm, as before the sum of a residual block, the norm has none either, and the
-ReLU after the sum stays: so do timm's layers (`apply_act=False`). Where it cannot be known what follows, the
+ReLU after the sum stays, as in timm's layers (`apply_act=False`). If it cannot be determined what follows, the
 conversion is refused with the layer's name.
 
-# Weight standardization
+## Weight standardization
 
-`norm.weight_standardization=true` goes with every norm.
+`norm.weight_standardization=true` can be combined with any norm.
 
 ```
 w = (weight - mean_o) / sqrt(var_o + {weight_standardization.EPS:g}),   mean, biased var over filter o
@@ -132,9 +148,9 @@ w = (weight - mean_o) / sqrt(var_o + {weight_standardization.EPS:g}),   mean, bi
 
 {standardised}
 
-It is done to each convolution without a bias, which is how models mark one whose output is normalised, and
-whose filters have several weights; gates and prediction layers have a bias and stay as they are. Nothing keeps
-the scale of activations then but the norm: `norm=none` with it is likely to diverge.
+It applies to every convolution whose filters have several weights and that has no bias, which is how models
+mark a convolution whose output is normalised. Gates and prediction layers have a bias and stay unchanged. Only
+the norm then controls the scale of activations: with `norm=none`, training is likely to diverge.
 """
 
 
@@ -162,10 +178,10 @@ def _worked_example() -> str:
     ]
     table = "".join(f"| {name} | {_numbers(values)} | {how} |\n" for name, values, how in rows)
     return f"""
-# BatchNorm, number by number
+## BatchNorm, number by number
 
 `BatchNorm2d(2, eps=1e-5, momentum=0.1)` with running_mean [2, 2], running_var [1, 1], gamma 1 and beta 0; one
-forward in train mode. Two values stand for two channels, four for the pixels of one.
+forward in train mode. Rows of two values have one per channel; rows of four have one per pixel.
 
 | | | |
 |---|---|---|
@@ -174,11 +190,3 @@ forward in train mode. Two values stand for two channels, four for the pixels of
 
 def _numbers(values: Tensor) -> str:
     return " ".join(f"{float(value):.4f}" for value in values.flatten())
-
-
-if __name__ == "__main__":
-    for path, text in pages().items():
-        (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(ROOT / path) as file:
-            file.write(text)
-    print(f"wrote {len(pages())} files under {ROOT / 'docs'}")

@@ -1,4 +1,4 @@
-"""What a norm declares is what its layer does; the docs are what the code says."""
+"""What a norm declares is what its layer does; the worked example of the docs is right."""
 
 import math
 import re
@@ -10,7 +10,6 @@ from torch import nn
 
 from normlab.config import SCHEMAS, BatchNormConfig
 from normlab.norms import NORMS, convert_norms
-from normlab.norms.docs import ROOT, pages
 from normlab.norms.drawing import CHANNELS, PIXELS, RANKS, SAMPLES, SETTINGS, VALUE, statistics_of
 from normlab.norms.registry import RunningStatistics
 from tests.norms.configs import config
@@ -95,13 +94,6 @@ def test_the_number_of_values_is_the_size_of_what_is_drawn(norm):
 # --- docs/norms.md --------------------------------------------------------------------------------------
 
 
-def test_the_committed_docs_are_what_the_code_makes():
-    stale = [str(path) for path, text in pages().items() if (ROOT / path).read_text() != text]
-    assert stale == [], "run: python -m normlab.norms.docs"
-    drawings = {path.relative_to(ROOT) for path in (ROOT / "docs/norms").iterdir()}
-    assert drawings == {path for path in pages() if path.suffix == ".svg"}
-
-
 def numbers(text, row):
     [cells] = re.findall(rf"^\| {row} \| ([-\d. ]+) \|", text, re.MULTILINE)
     return [float(number) for number in cells.split()]
@@ -109,7 +101,7 @@ def numbers(text, row):
 
 def test_the_worked_example_is_right_to_the_printed_digits():
     """The numbers as they are printed elsewhere, and each from the ones before it, by hand."""
-    page = (ROOT / Path("docs/norms.md")).read_text()
+    page = (Path(__file__).parents[2] / "docs/norms.md").read_text()
     expected = {
         "input, channel 0": [0.3367, 0.1288, 0.2345, 0.2303],
         "input, channel 1": [-1.1229, -0.1863, 2.2082, -0.6380],
