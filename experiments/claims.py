@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
+from normlab.console import plain_console, print_table
+from normlab.markdown import markdown_table
 from normlab.report.statistics import Estimate, estimate
 
 HERE = Path(__file__).parent
@@ -304,12 +304,9 @@ def main() -> None:
     head = ["", "claim", "effects, with intervals that hold together with 95 percent", "n", "verdict"]
     shown = rows([judge(claim, read(claim.study)) for claim in CLAIMS])
     if parser.parse_args().markdown:
-        print("\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *shown]))
-        return
-    table = Table(*head, box=None, header_style="bold")
-    for row in shown:
-        table.add_row(*row)
-    Console(markup=False).print(table)
+        print(markdown_table(head, shown), end="")
+    else:
+        print_table(plain_console(), head, shown)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """What a person reads on a terminal is text of ours with errors, paths and logs of others in it."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 NEVER_WRAPPED = 1 << 20
 
@@ -17,6 +19,18 @@ def plain_console(**options: Any) -> Console:
     if not console.is_terminal and "width" not in options:
         console.width = NEVER_WRAPPED
     return console
+
+
+def print_table(
+    console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False
+) -> None:
+    """A table of texts. With `numbers`, all columns but the first align right, and no cell is cut or folded."""
+    table = Table(box=None, header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if numbers and index else "left", no_wrap=numbers)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, soft_wrap=numbers)
 
 
 def duration(seconds: float | None) -> str:

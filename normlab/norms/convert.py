@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normlab.config import ConfigError, NormConfig
+from normlab.markdown import markdown_table
 from normlab.norms.activations import Activations, find_activations
 from normlab.norms.registry import find_norm
 from normlab.norms.replace import (
@@ -101,11 +102,11 @@ def norm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
 
 def format_report(report: Sequence[NormLayer]) -> str:
     """A conversion's report as a Markdown table."""
-    rows = [["layer", "from", "to", "channels", "groups"], ["---"] * 5]
+    rows = []
     for row in report:
         numbers = ["" if number is None else str(number) for number in (row.channels, row.groups)]
         rows.append([row.name or "(the model itself)", row.was, row.now, *numbers])
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return markdown_table(["layer", "from", "to", "channels", "groups"], rows)
 
 
 def _all_norms(model: nn.Module) -> dict[str, nn.Module]:

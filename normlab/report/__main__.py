@@ -10,16 +10,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from normlab.atomic import atomic_write
 from normlab.config import ConfigError
+from normlab.console import plain_console, print_table
+from normlab.markdown import escape
 from normlab.report.findings import Finding, findings
 from normlab.report.folders import check_own, mark
 from normlab.report.reading import read
 from normlab.report.study import Study, study_axes
-from normlab.report.tables import Grid, as_list, as_markdown, cells_table, escape, grids, runs_table
+from normlab.report.tables import Grid, as_list, as_markdown, cells_table, grids, runs_table
 
 MOST_NAMES = 10
 DESCRIPTION = """\
@@ -160,17 +159,10 @@ def write_tables(study: Study, metric: str, baseline: str | None, found: list[Fi
 
 
 def _print(shown: list[Grid], found: list[Finding]) -> None:
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 400  # lines are for grep there, not for the eye
+    console = plain_console()
     for grid in shown:
         console.print(grid.title, style="bold", soft_wrap=True)
-        table = Table(box=None, header_style="bold")
-        for column in ("norm", *grid.columns):
-            table.add_column(column)
-        for row in grid.rows:
-            table.add_row(*row)
-        console.print(table)
+        print_table(console, ["norm", *grid.columns], grid.rows)
         console.print()
     for finding in found:
         console.print(finding.text, soft_wrap=True)

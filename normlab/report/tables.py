@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from normlab.markdown import escape, markdown_table
 from normlab.report.contrasts import Contrast, contrasts
 from normlab.report.statistics import NO_PAIR, Difference, Estimate
 from normlab.report.study import Axis, Cell, Study, Value, describe, show, sort_key
@@ -165,9 +166,8 @@ def runs_table(study: Study) -> pd.DataFrame:
 
 
 def as_markdown(grid: Grid) -> str:
-    head = ["norm", *grid.columns]
-    lines = [_line(head), _line(["---"] * len(head)), *(_line(row) for row in grid.rows)]
-    return f"**{escape(grid.title)}**\n\n" + "\n".join(lines) + "\n"
+    columns, *rows = ([escape(cell) for cell in row] for row in [["norm", *grid.columns], *grid.rows])
+    return f"**{escape(grid.title)}**\n\n{markdown_table(columns, rows)}"
 
 
 def as_list(text: str, names: Sequence[str]) -> str:
@@ -175,15 +175,5 @@ def as_list(text: str, names: Sequence[str]) -> str:
     return "\n".join([escape(text), *(f"- {_code(name)}" for name in names)]) + "\n"
 
 
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(escape(cell) for cell in cells) + " |"
-
-
 def _code(text: str) -> str:
     return f"`{text}`" if re.fullmatch(r"[\w .,:;=+/()'-]*", text) else escape(text)
-
-
-def escape(text: str) -> str:
-    """As GitHub's Markdown shows it: no name ends a column, or begins a tag, a link or code."""
-    text = re.sub(r"([\\`*\[\]|])", r"\\\1", " ".join(text.split()))
-    return text.replace("&", "&amp;").replace("<", "&lt;")
