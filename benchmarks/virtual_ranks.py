@@ -11,7 +11,6 @@ import argparse
 import multiprocessing
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from normlab.bench.ranks import RankPool
 from normlab.config import BatchNormConfig, CifarResNetConfig, NormConfig, SyncBatchNormConfig
 from normlab.distributed import available_cores
 from normlab.models import build_model
@@ -63,38 +63,17 @@ def images_per_second(step: Callable[[], None], samples: int, seconds: float) ->
     return steps * samples / (time.perf_counter() - began)
 
 
-def real_rank(rank: int, norm: str, store: str, pipe: Any) -> None:
-    """A real rank, that trains so many steps as the pipe says and tells how long they took."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
+def real_rank(rank: int, norm: str, steps: int) -> float:
+    """Seconds that `steps` steps take on this real rank, once all ranks are ready."""
     step = make_step(NORMS[norm](), BATCH_SIZE, 1)
     step()
-    while steps := pipe.recv():
-        dist.barrier()
-        began = time.perf_counter()
-        for _ in range(steps):
-            step()
-        dist.barrier()
-        pipe.send(time.perf_counter() - began)
-    del step
-    dist.destroy_process_group()
-
-
-class RealRanks:
-    """RANKS gloo ranks that wait for their turn."""
-
-    def __init__(self, norm: str, folder: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipes = []
-        for rank in range(RANKS):
-            ours, theirs = context.Pipe()
-            context.Process(target=real_rank, args=(rank, norm, f"{folder}/{norm}", theirs), daemon=True).start()
-            self.pipes.append(ours)
-
-    def images_per_second(self, steps: int) -> float:
-        for pipe in self.pipes:
-            pipe.send(steps)
-        return steps * BATCH_SIZE * RANKS / max(pipe.recv() for pipe in self.pipes)
+    step()  # DDP orders its buckets anew after its first
+    dist.barrier()
+    began = time.perf_counter()
+    for _ in range(steps):
+        step()
+    dist.barrier()
+    return time.perf_counter() - began
 
 
 def peak_memory_mib(norm: str, virtual_ranks: int, bf16: bool, steps: int, pipe: Any) -> None:
@@ -151,17 +130,15 @@ def main() -> None:
         if norm == "bn" or not (bf16 or layout)
     }
     seen: dict[Any, list[float]] = {case: [] for case in cases}
-    with tempfile.TemporaryDirectory() as folder:
-        real = {} if args.no_real_ranks else {norm: RealRanks(norm, folder) for norm in NORMS}
-        seen |= {norm: [] for norm in real}
+    real = {} if args.no_real_ranks else {"bn": 16, "syncbn": 4}  # steps
+    seen |= {norm: [] for norm in real}
+    with RankPool(RANKS if real else 0, threads=1) as pool:
         for _ in range(args.rounds):
             for case, step in cases.items():
                 seen[case].append(images_per_second(step, samples, args.seconds))
-            for norm, ranks in real.items():
-                seen[norm].append(ranks.images_per_second(16 if norm == "bn" else 4))
-        for ranks in real.values():
-            for pipe in ranks.pipes:
-                pipe.send(0)
+            for norm, steps in real.items():
+                taken_s = max(pool.run(real_rank, norm, steps, world_size=RANKS))
+                seen[norm].append(steps * samples / taken_s)
     print(f"resnet20, batch_size {BATCH_SIZE} on {RANKS} ranks, {args.threads} threads, {platform.machine()},")
     print(f"torch {torch.__version__}, median of {args.rounds} rounds (min to max of the ratio)\n")
     print("| virtual against | virtual, images/s | other, images/s | ratio |\n|---|---|---|---|")

@@ -1,11 +1,17 @@
+import warnings
+
 import pytest
 
-from tests.rank_pool import RankPool
+from normlab.bench.ranks import RankPool
 
 
 @pytest.fixture(scope="session")
-def ranks(tmp_path_factory):
+def ranks():
     """A pool of 4 gloo ranks for the session: `ranks.run(fn, *args, world_size=2)`."""
-    pool = RankPool(4, tmp_path_factory.mktemp("ranks"))
-    yield pool
-    pool.close()
+    with RankPool(4, threads=1) as pool:
+        pool.run(take_warnings_for_errors, world_size=4)
+        yield pool
+
+
+def take_warnings_for_errors(rank):
+    warnings.simplefilter("error")

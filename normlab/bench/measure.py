@@ -1,7 +1,7 @@
-"""What one norm layer takes: time, memory kept for backward, and what its ranks send each other."""
+"""What one norm layer costs: time, memory kept for backward, and what its ranks send each other."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -11,10 +11,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from normlab.bench.ranks import Kept
-from normlab.config import SCHEMAS, NormConfig, Precision
-from normlab.distributed import Ranks
+from normlab.config import SCHEMAS, NormConfig
 from normlab.norms import convert_norms
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+Times = tuple[float, float]
+"""Seconds of a forward and of a backward."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,10 @@ class Case:
     shape: tuple[int, int, int, int]
     """(B, C, H, W) on each rank."""
 
-    precision: Precision
+    dtype: str
     """bf16: the input is bfloat16 and the layer's parameters float32, as under autocast."""
 
-    channels_last: bool
+    memory_format: str
     world_size: int
 
 
@@ -52,6 +55,9 @@ class Facts:
 
     collectives: list[Collective]
     """Of one forward and one backward, in their order."""
+
+    threads: int
+    """Of this rank."""
 
     step_s: float
     """A first guess."""
@@ -84,8 +90,8 @@ class Traffic(TorchDispatchMode):
 def saved_bytes(forward: Callable[[], Tensor], owned: Iterable[Tensor]) -> int:
     """Bytes that autograd keeps from `forward` until its backward.
 
-    Counted are the whole storages of all tensors that are saved, each once however many tensors share it, the
-    layer's input included; but not those of `owned` (parameters and buffers), which are there anyway.
+    The whole storage of each saved tensor counts, once however many tensors share it, the layer's input included.
+    Storages of `owned` (parameters and buffers) do not, since they exist anyway.
     """
     storages: dict[tuple[str, int], int] = {}
 
@@ -105,28 +111,26 @@ def saved_bytes(forward: Callable[[], Tensor], owned: Iterable[Tensor]) -> int:
 class LayerStep:
     """Forward and backward of one layer, the way training calls it, on random input."""
 
-    def __init__(self, case: Case, device: torch.device) -> None:
-        layout = torch.channels_last if case.channels_last else torch.contiguous_format
-        wide = torch.float64 if case.precision is Precision.fp64 else torch.float32
-        bf16 = case.precision is Precision.bf16
+    def __init__(self, case: Case, device: str) -> None:
+        dtype = DTYPES[case.dtype]
         self.device = device
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        self.autocast = torch.autocast(device, torch.bfloat16, enabled=case.dtype == "bf16")
         layer = convert_norms(nn.Sequential(nn.BatchNorm2d(case.shape[1])), norm_config(case.norm))
-        self.layer = layer.to(device, wide).train()
-        x_BCHW = torch.randn(case.shape, device=device, dtype=torch.bfloat16 if bf16 else wide)
-        self.x_BCHW = x_BCHW.contiguous(memory_format=layout).requires_grad_()
+        self.layer = layer.to(device, torch.promote_types(dtype, torch.float32)).train()
+        x_BCHW = torch.randn(case.shape, device=device, dtype=dtype)
+        self.x_BCHW = x_BCHW.contiguous(memory_format=LAYOUTS[case.memory_format]).requires_grad_()
         self.dy_BCHW = torch.randn_like(self.x_BCHW.detach())
-        self.wanted = [self.x_BCHW, *(p for p in self.layer.parameters() if p.requires_grad)]
+        self.inputs = [self.x_BCHW, *(p for p in self.layer.parameters() if p.requires_grad)]
 
     def forward(self) -> Tensor:
         with self.autocast:
             return self.layer(self.x_BCHW)
 
     def backward(self, y_BCHW: Tensor) -> None:
-        torch.autograd.grad(y_BCHW, self.wanted, self.dy_BCHW.to(y_BCHW.dtype), allow_unused=True)
+        torch.autograd.grad(y_BCHW, self.inputs, self.dy_BCHW.to(y_BCHW.dtype), allow_unused=True)
 
-    def times(self, steps: int) -> tuple[float, float]:
-        """Seconds of a forward and of a backward: medians over `steps` of both in turn."""
+    def times(self, steps: int) -> Times:
+        """Medians over `steps` of forward and backward in turn."""
         forward_s, backward_s = [], []
         for _ in range(steps):
             began = self._clock()
@@ -138,8 +142,8 @@ class LayerStep:
         return median(forward_s), median(backward_s)
 
     def _clock(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.device == "cuda":
+            torch.cuda.synchronize()
         return time.perf_counter()
 
 
@@ -150,21 +154,27 @@ def norm_config(name: str) -> NormConfig:
     return config
 
 
-def examine(ranks: Ranks, kept: Kept, case: Case) -> Facts:
-    """Build a case's layer, keep it for `time_steps`, and see what does not need repeating.
+def examine(rank: int, cases: Sequence[Case], device: str) -> list[Facts]:
+    """What does not need repeating. Collective: every rank must call."""
+    seen = []
+    for case in cases:
+        step = LayerStep(case, device)
+        step.times(2)  # first calls choose kernels and make connections
+        owned = [*step.layer.parameters(), *step.layer.buffers()]
+        with Traffic() as traffic:
+            step.backward(step.forward())
+        saved = saved_bytes(step.forward, owned)
+        seen.append(Facts(saved, traffic.calls, torch.get_num_threads(), sum(step.times(3))))
+    return seen
 
-    Collective: every rank must call.
-    """
-    step = kept[case] = LayerStep(case, ranks.device)
-    step.times(2)  # first calls choose kernels and make connections
-    owned = [*step.layer.parameters(), *step.layer.buffers()]
-    with Traffic() as traffic:
-        step.backward(step.forward())
-    return Facts(saved_bytes(step.forward, owned), traffic.calls, sum(step.times(3)))
 
-
-def time_steps(ranks: Ranks, kept: Kept, case: Case, steps: int) -> tuple[float, float]:
-    """Seconds of forward and backward of a case that was examined. Collective: every rank must call."""
-    if ranks.world_size > 1:
-        dist.barrier()
-    return kept[case].times(steps)
+def time_steps(rank: int, cases: Sequence[tuple[Case, int]], device: str) -> list[Times]:
+    """Times of each (case, number of steps), one case after the other. Collective: every rank must call."""
+    seen = []
+    for case, steps in cases:
+        step = LayerStep(case, device)
+        step.times(2)
+        if dist.is_initialized():
+            dist.barrier()
+        seen.append(step.times(steps))
+    return seen

@@ -1,131 +1,119 @@
-"""Ranks to measure on: real processes in a process group of their own, that end with the one that asks."""
+"""Real ranks on this machine that stand by until they are called, since importing torch takes seconds."""
 
 import multiprocessing
-import multiprocessing.connection
+import os
+import pickle
 import signal
 import tempfile
 import traceback
 from collections.abc import Callable
-from pathlib import Path
+from datetime import timedelta
+from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from launch.process import end_with_parent
-from normlab.config import Device
-from normlab.distributed import Ranks, choose_device, leave
+from normlab.distributed import available_cores, leave
 
-Kept = dict[Any, Any]
-"""What a rank's functions keep from one call to the next."""
+TIMEOUT = timedelta(seconds=120)
+"""How long a rank waits for the others in a collective."""
 
 
-class RankGroup:
-    """`world_size` ranks that wait for their turn; a group of one has no process group, as in training.
+class RankPool:
+    """`size` processes, forked from one that has imported torch. `run` calls a function on some or all of them.
 
-    `threads` is what each rank computes with, by default its share of the cores. A context: on leaving it, the
-    ranks end, and they end by themselves where this process dies.
+    Ranks on "cuda" have one GPU each and talk over nccl, others over gloo. Each computes with `threads` threads,
+    by default its share of the cores. A context manager: the processes end when it is left, or when this process
+    dies.
     """
 
-    def __init__(self, world_size: int, device: Device, threads: int | None = None) -> None:
-        self.world_size = world_size
-        # launch.local.preload() has one begin to import torch; without that it starts here.
+    def __init__(self, size: int, device: str = "cpu", threads: int | None = None) -> None:
         context = multiprocessing.get_context("forkserver")
-        self._folder = tempfile.TemporaryDirectory(prefix="normlab-bench-")
-        self._pipes: list[multiprocessing.connection.Connection] = []
-        self._processes: list[Any] = []
-        for rank in range(world_size):
+        context.set_forkserver_preload([__name__])  # no effect after launch.local.preload()
+        self._folder = tempfile.TemporaryDirectory(prefix="normlab-ranks-")
+        self._calls = 0
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for rank in range(size):
             ours, theirs = context.Pipe()
-            args = (rank, world_size, device, threads, str(Path(self._folder.name) / "store"), theirs)
-            process = context.Process(target=_serve, args=args, daemon=True)
+            process = context.Process(target=_serve, args=(rank, device, threads, theirs), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
-        try:
-            self.threads: int = self._answers()[0]
-        except BaseException:
-            self.close()
-            raise
 
-    def call(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """function(ranks, kept, *args) on every rank at once; what each returned, in their order.
+    def run(self, function: Callable[..., Any], *args: Any, world_size: int) -> list[Any]:
+        """function(rank, *args) on ranks 0 to world_size - 1 of a new process group; their results in rank order.
 
-        `function` stands at the top level of a module.
-        Raises: RuntimeError with the traceback of the first rank that failed.
+        A single rank has no process group, as in training. `function` is defined at the top level of a module;
+        arguments and results are copied.
+        Raises: RuntimeError with the traceback of each rank that failed.
         """
-        for pipe in self._pipes:
-            pipe.send((function, args))
-        return self._answers()
-
-    def _answers(self) -> list[Any]:
-        answers: dict[int, Any] = {}
-        while len(answers) < self.world_size:
-            waiting = [pipe for rank, pipe in enumerate(self._pipes) if rank not in answers]
-            for pipe in multiprocessing.connection.wait(waiting):
-                rank = self._pipes.index(pipe)  # type: ignore[arg-type]
-                try:
-                    error, answers[rank] = self._pipes[rank].recv()
-                except EOFError:
-                    error = "it ended without an answer"
-                if error:  # the others may wait for it in a collective for ever
-                    raise RuntimeError(f"rank {rank} of {self.world_size}: {error}")
-        return [answers[rank] for rank in range(self.world_size)]
+        self._calls += 1
+        store = os.path.join(self._folder.name, f"store{self._calls}")
+        request = pickle.dumps((function, args, world_size, store))
+        for pipe in self._pipes[:world_size]:
+            pipe.send_bytes(request)
+        answers = [_answer(pipe) for pipe in self._pipes[:world_size]]
+        failures = [f"rank {rank} of {world_size}:\n{error}" for rank, (error, _) in enumerate(answers) if error]
+        if failures:
+            raise RuntimeError("\n".join(failures))
+        return [value for _, value in answers]
 
     def close(self) -> None:
-        """End the ranks: those that wait for work by themselves, others by force."""
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
-            process.join(timeout=10)
-            if process.is_alive():
-                process.kill()
-                process.join()
+            process.join()
         self._folder.cleanup()
 
-    def __enter__(self) -> "RankGroup":
+    def __enter__(self) -> "RankPool":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
+        if error is not None:  # they may be in the middle of a call
             for process in self._processes:
                 process.kill()
         self.close()
 
 
-def _serve(
-    rank: int,
-    world_size: int,
-    device: Device,
-    threads: int | None,
-    store: str,
-    pipe: multiprocessing.connection.Connection,
-) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the asking process's to act on
-    end_with_parent()
-    kept: Kept = {}
+def _answer(pipe: Connection) -> tuple[str, Any]:
     try:
-        here = choose_device(device, world_size)
-        ranks = Ranks(rank, world_size, world_size, here)
-        if here.type == "cuda":
-            import torch
+        error, value = pickle.loads(pipe.recv_bytes())
+    except EOFError:
+        return "it ended without an answer", None
+    return error, value
 
-            ranks = Ranks(rank, world_size, world_size, torch.device("cuda", rank))
-            torch.cuda.set_device(ranks.device)
-        threads = ranks.set_threads(threads)
-        if world_size > 1:
-            backend = "nccl" if here.type == "cuda" else "gloo"
-            dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=world_size)
-        pipe.send((None, threads))
-        while True:
-            try:
-                function, args = pipe.recv()
-            except EOFError:
-                break
-            pipe.send((None, function(ranks, kept, *args)))
-    except Exception:
-        pipe.send((traceback.format_exc(), None))
-    kept.clear()
-    leave()
+
+def _serve(rank: int, device: str, threads: int | None, pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that calls decides what Ctrl-C does
+    end_with_parent()
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+    while True:
+        try:
+            request = pipe.recv_bytes()
+        except EOFError:
+            return
+        error, value = "", None
+        try:
+            function, args, world_size, store = pickle.loads(request)
+            torch.set_num_threads(threads or max(1, available_cores() // world_size))
+            if world_size > 1:
+                dist.init_process_group(
+                    "nccl" if device == "cuda" else "gloo",
+                    init_method=f"file://{store}",
+                    rank=rank,
+                    world_size=world_size,
+                    timeout=TIMEOUT,
+                )
+            value = function(rank, *args)
+        except BaseException:
+            error = traceback.format_exc()
+        leave()  # after a failure too, so that ranks that wait for this one fail at once
+        pipe.send_bytes(pickle.dumps((error, value)))

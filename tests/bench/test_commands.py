@@ -1,23 +1,21 @@
-"""The two commands, as a user types them."""
+"""The command, as a user types it, and the page that it writes."""
 
 import json
-import math
 import os
 import re
 import signal
+from pathlib import Path
 
 import pytest
 
-from normlab.bench import __main__, scaling, scaling_page
-from normlab.bench.cli import call
-from normlab.bench.links import Training
+from normlab.bench import page
+from normlab.bench.__main__ import main
 from normlab.bench.norms import plan
-from normlab.bench.scaling import MeasuredCollective, MeasuredStep, Measurements, measure, report
-from normlab.bench.summary import summarize
-from normlab.config import ConfigError, Device, Precision
+from normlab.config import ConfigError
 from normlab.norms import NORMS
 from tests.processes import Job, alive, descendants, until
 
+DOCS = Path(__file__).parents[2] / "docs"
 SMALL = ["-m", "normlab.bench", "--norms", "syncbn", "gn", "--shapes", "2x8x4x4", "--sample-s", "0.001"]
 
 
@@ -54,7 +52,7 @@ def test_the_command_measures_on_real_ranks_and_writes_a_table_and_json(tmp_path
 def test_ranks_end_with_the_command_even_when_it_is_killed(tmp_path):
     job = Job(tmp_path, *SMALL, "--world-sizes", "1", "2", "--rounds", "100000")
     try:
-        until(lambda: len(descendants(job.process.pid)) >= 5)  # fork server, resource tracker, three ranks
+        until(lambda: len(descendants(job.process.pid)) >= 4)  # fork server, resource tracker, two ranks
         started = descendants(job.process.pid)
         os.kill(job.process.pid, signal.SIGKILL)
         until(lambda: not any(alive(pid) for pid in started))
@@ -65,7 +63,7 @@ def test_ranks_end_with_the_command_even_when_it_is_killed(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--shapes", "32x16x32"], "32x16x32 is no shape; give BxCxHxW"),
+        (["--shapes", "32x16x32"], "32x16x32 is not a shape; give BxCxHxW"),
         (["--shapes", "0x16x32x32"], "axis below 1"),
         (["--rounds", "0"], "0 must be a number of at least 1"),
         (["--rounds", "many"], "many must be a number of at least 1"),
@@ -74,14 +72,14 @@ def test_ranks_end_with_the_command_even_when_it_is_killed(tmp_path):
         (["--norm", "bn", "--world-sizes"], "expected at least one argument"),
         (["--norms", "batchnorm"], "--norms batchnorm is unknown; choose from bn, syncbn"),
         (["--shapes", "1x16x1x1"], "1x16x1x1, 1 rank.s.: .* one value per channel"),
-        (["--write", "no/such/folder"], "--write no/such/folder is no folder"),
+        (["--write", "no/such/folder"], "--write no/such/folder is not a folder"),
         (["--device", "cuda", "--world-sizes", "512"], "device=cuda with 512 ranks"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, capsys, monkeypatch):
     monkeypatch.setattr("launch.local.preload", lambda: None)  # nothing gets as far as starting ranks
     with pytest.raises(SystemExit) as left:
-        call(__main__.run, __main__.options().parse_args(arguments))
+        main(arguments)
     assert left.value.code == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ")
@@ -89,86 +87,32 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, capsys, monkeyp
     assert re.search(words, err), err
 
 
-def test_every_norm_of_the_registry_is_measured_and_on_several_ranks_those_that_talk():
-    cases, refused = plan(None, [(4, 32, 8, 8)], [Precision.fp32], ["contiguous"], [1, 2])
+def test_every_norm_of_the_registry_is_measured_and_on_several_ranks_those_that_need_other_ranks():
+    cases, refused = plan(None, [(4, 32, 8, 8)], ["fp32"], ["contiguous"], [1, 2])
     alone = [case.norm for case in cases if case.world_size == 1]
     assert sorted(alone + [where.split()[0] for where in refused]) == sorted(NORMS)
     assert [case.norm for case in cases if case.world_size == 2] == ["bn", "syncbn"]
 
 
 def test_a_norm_that_cannot_take_an_input_is_left_out_with_the_reason():
-    cases, refused = plan(["gn", "in"], [(4, 12, 1, 1)], [Precision.fp32], ["contiguous"], [1])
+    cases, refused = plan(["gn", "in"], [(4, 12, 1, 1)], ["fp32"], ["contiguous"], [1])
     assert [case.norm for case in cases] == ["bn"]
     assert "does not divide the 12 channels" in refused["gn on 4x12x1x1, 1 rank(s)"]
     assert "one value per channel of a sample" in refused["in on 4x12x1x1, 1 rank(s)"]
     with pytest.raises(ConfigError, match="bn on 1x3x1x1"):
-        plan(["ln"], [(1, 3, 1, 1)], [Precision.fp32], ["contiguous"], [1])
+        plan(["ln"], [(1, 3, 1, 1)], ["fp32"], ["contiguous"], [1])
 
 
-def test_scaling_measures_collectives_and_training_steps_on_real_ranks(monkeypatch):
-    monkeypatch.setattr(scaling, "MEASURED_RANKS", (2,))
-    monkeypatch.setattr(scaling, "MESSAGE_BYTES", {"all_gather": (64, 4096), "all_reduce": (64, 4096)})
-    monkeypatch.setattr(scaling, "TRAININGS", (Training("resnet20", 2, 32),))
-    monkeypatch.setattr(scaling, "MEASURED_TRAININGS", (Training("resnet20", 2, 32),))
-    said = []
-    result = report(measure(Device.cpu, 1, said.append))
-    assert "round 1/1" in said[-1]
-    assert [(m["collective"], m["ranks"]) for m in result["collectives"][::2]] == [
-        ("all_gather", 2),
-        ("all_reduce", 2),
-    ]
-    assert all(m["measured_s"]["median"] > 0 for m in result["collectives"])
-    (network,) = result["networks"]
-    assert network["compute_s"]["median"] > 0
-    for step in network["steps"]:
-        assert step["collectives"] >= 2 * 19 + 1
-        assert step["message_bytes"] == network["gradient_bytes"] + 4 * sum(
-            4 * channels + 1 for channels in Training("resnet20", 2, 32).network().norm_channels
-        )
+def test_the_committed_page_is_made_from_the_committed_figures():
+    result = json.loads((DOCS / "cost.json").read_text())
+    assert page.page(result) == (DOCS / "cost.md").read_text()
 
 
-def by_hand():
-    """Measurements of a link with 1 ms a round and no bytes' worth, but for one point twice as slow."""
-    rounds = {"all_gather": lambda n: n - 1, "all_reduce": lambda n: 2 * (n - 1)}
-    collectives = [
-        MeasuredCollective(name, n, size, summarize([1e-3 * rounds[name](n)] * 6))
-        for name in rounds
-        for n in (2, 4)
-        for size in (128, 256, 512, 1024)
-    ]
-    collectives[4] = MeasuredCollective("all_gather", 4, 128, summarize([6e-3] * 6))
-    training = Training("resnet20", 8, 32)
-    step = MeasuredStep(training, 2, *(summarize([t] * 6) for t in (0.1, 0.004, 0.12)), [])
-    return Measurements(collectives, [step], {"resnet20": summarize([0.08] * 6)})
-
-
-def test_the_page_states_the_models_error_and_its_predictions(tmp_path):
-    result = {
-        **report(by_hand()),
-        "command": "python -m normlab.bench.scaling",
-        "date": "2026-01-01",
-        "hardware": "a machine",
-        "torch": "2",
-        "backend": "gloo",
-        "rounds": 6,
-        "cores": 2,
-        "load_average": 1.5,
-        "oversubscribed": [4],
-    }
-    slow = next(m for m in result["collectives"] if m["measured_s"]["median"] == 6e-3)
-    assert slow["relative_error_fitted_to_2_ranks"] == pytest.approx(-0.5, abs=1e-3)
-    assert slow["relative_error"] < -0.3
-    scaling_page.write_scaling(tmp_path, result)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["scaling.json", "scaling.md", "scaling.png"]
-    page = (tmp_path / "scaling.md").read_text()
-    assert json.loads((tmp_path / "scaling.json").read_text()) == result
-    # 19 layers, a round forward and two backward, of about 1 ms: against 120 ms measured.
-    model_s = result["networks"][0]["steps"][0]["model_sync_batch_norm_s"]
-    assert math.isclose(model_s, 19 * 3e-3, rel_tol=0.2)
-    assert f"| {model_s / 0.12 - 1:+.0%} |" in page
-    assert "4 ranks share 2 cores" in page
-    assert "load average 1.5 on 2 cores at the start" in page
-    assert "Other programs" not in scaling_page.page(result | {"load_average": 0.9})
-    assert "fitted to 2 ranks alone, 0% and 50%" in page
-    assert "instead of 8,192" in page
-    assert "| 1,024 |" in page
+def test_the_page_warns_of_other_programs_and_names_what_was_left_out():
+    result = json.loads((DOCS / "cost.json").read_text())
+    busy = page.page(
+        result | {"load_average": 1.5, "cores": 2, "refused": {"gn on 4x12x1x1": "8 does not divide 12"}}
+    )
+    assert "load average 1.5 on 2 cores at the start" in busy
+    assert "- left out: gn on 4x12x1x1: 8 does not divide 12\n" in busy
+    assert "Other programs" not in page.page(result | {"load_average": 0.9, "cores": 2})

@@ -4,39 +4,47 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from normlab.bench.links import Training, prepare_step
-from normlab.bench.measure import Case, Collective, LayerStep, Traffic, examine, saved_bytes, time_steps
-from normlab.config import Precision
-from normlab.norms import NORMS
-from tests.runs import ranks_here
+from normlab.bench.measure import (
+    Case,
+    Collective,
+    LayerStep,
+    Traffic,
+    examine,
+    norm_config,
+    saved_bytes,
+    time_steps,
+)
+from normlab.bench.page import NETWORKS, network_rows
+from normlab.models import build_model
+from normlab.norms import NORMS, convert_norms
 
 SHAPE = (4, 16, 5, 7)
 VALUES = 4 * 16 * 5 * 7
-CPU = torch.device("cpu")
 
 
-def kept_by(norm, precision=Precision.fp32, channels_last=False):
-    step = LayerStep(Case(norm, SHAPE, precision, channels_last, 1), CPU)
+def kept_by(norm, dtype="fp32", memory_format="contiguous"):
+    step = LayerStep(Case(norm, SHAPE, dtype, memory_format, 1), "cpu")
     return saved_bytes(step.forward, [*step.layer.parameters(), *step.layer.buffers()])
 
 
 @pytest.mark.parametrize(
-    ("norm", "precision", "expected"),
+    ("norm", "dtype", "expected"),
     [
-        ("bn", Precision.fp32, 4 * VALUES + 2 * 16 * 4),  # x, and each channel's mean and inverse deviation
-        ("bn", Precision.fp64, 8 * VALUES + 2 * 16 * 8),
-        ("bn", Precision.bf16, 2 * VALUES + 2 * 16 * 4),  # statistics stay in float32
-        ("gn", Precision.fp32, 4 * VALUES + 2 * 4 * 8 * 4),  # of each sample and group, of which there are 8
-        ("ln", Precision.fp32, 4 * VALUES + 2 * 4 * 4),
+        ("bn", "fp32", 4 * VALUES + 2 * 16 * 4),  # x, and each channel's mean and inverse deviation
+        ("bn", "fp64", 8 * VALUES + 2 * 16 * 8),
+        ("bn", "bf16", 2 * VALUES + 2 * 16 * 4),  # statistics stay in float32
+        ("gn", "fp32", 4 * VALUES + 2 * 4 * 8 * 4),  # of each sample and group, of which there are 8
+        ("ln", "fp32", 4 * VALUES + 2 * 4 * 4),
     ],
 )
-def test_a_norm_keeps_its_input_and_its_statistics(norm, precision, expected):
-    assert kept_by(norm, precision) == expected
+def test_a_norm_keeps_its_input_and_its_statistics(norm, dtype, expected):
+    assert kept_by(norm, dtype) == expected
 
 
-def test_channels_last_is_kept_as_it_came():
-    assert kept_by("bn", channels_last=True) == kept_by("bn")
+def test_channels_last_is_kept_without_a_copy():
+    assert kept_by("bn", memory_format="channels_last") == kept_by("bn")
 
 
 def test_a_storage_counts_once_and_whole_and_what_is_owned_not_at_all():
@@ -51,45 +59,52 @@ def test_a_storage_counts_once_and_whole_and_what_is_owned_not_at_all():
     assert saved_bytes(forward, [weight]) == 4 * (100 + 50)
 
 
-def traffic_of_a_layer(rank, channels):
-    ranks, kept = ranks_here(rank), {}
-    seen = {}
-    for norm in ("bn", "syncbn"):
-        case = Case(norm, (2, channels, 3, 3), Precision.fp32, False, ranks.world_size)
-        facts = examine(ranks, kept, case)
-        forward_s, backward_s = time_steps(ranks, kept, case, 2)
-        assert forward_s > 0
-        assert backward_s > 0
-        seen[norm] = facts.collectives
-    return seen
+def traffic_of_a_layer(rank, channels, world_size):
+    cases = [Case(norm, (2, channels, 3, 3), "fp32", "contiguous", world_size) for norm in ("bn", "syncbn")]
+    for times in time_steps(rank, [(case, 2) for case in cases], "cpu"):
+        assert min(times) > 0
+    return [facts.collectives for facts in examine(rank, cases, "cpu")]
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_sync_batch_norm_sends_what_it_says_one_all_gather_and_one_all_reduce(ranks, world_size):
     channels = 6
-    for seen in ranks.run(traffic_of_a_layer, channels, world_size=world_size):
-        assert seen["bn"] == []
-        assert seen["syncbn"] == [
+    for bn, syncbn in ranks.run(traffic_of_a_layer, channels, world_size, world_size=world_size):
+        assert bn == []
+        assert syncbn == [
             Collective("all_gather", 4 * (2 * channels + 1)),
             Collective("all_reduce", 4 * 2 * channels),
         ]
 
 
-def traffic_of_training(rank):
-    ranks, kept, training = ranks_here(rank), {}, Training("resnet20", 2, 32)
-    return {v: prepare_step(ranks, kept, training, v) for v in ("alone", "bn", "syncbn")}
+def traffic_of_training(rank, norm):
+    _, config, num_classes = NETWORKS[0]
+    model = convert_norms(build_model(config, num_classes, seed=0), norm_config(norm)).train()
+    model = DistributedDataParallel(model, forward_sync_buffers=False)
+    with Traffic() as traffic:
+        model(torch.randn(2, 3, 32, 32)).sum().backward()
+    return traffic.calls
 
 
-def test_a_training_step_sends_what_the_model_on_paper_says(ranks):
-    network = Training("resnet20", 2, 32).network()
-    for seen in ranks.run(traffic_of_training, world_size=2):
-        assert seen["alone"] == []
-        assert {call.name for call in seen["bn"]} == {"all_reduce"}
-        assert sum(call.message_bytes for call in seen["bn"]) == network.gradient_bytes
-        gathers = [call.message_bytes for call in seen["syncbn"] if call.name == "all_gather"]
-        assert gathers == [4 * (2 * channels + 1) for channels in network.norm_channels]
-        reduced = sum(call.message_bytes for call in seen["syncbn"] if call.name == "all_reduce")
-        assert reduced == network.gradient_bytes + 4 * sum(2 * channels for channels in network.norm_channels)
+def test_a_training_step_sends_what_the_page_says_of_its_network(ranks):
+    _, *numbers = network_rows()[0]
+    layers, calls, gathered, reduced, gradients = (int(number.replace(",", "")) for number in numbers)
+    assert layers == 19
+    assert gradients == 4 * 269_722  # 0.27 M parameters, He et al. 2015, table 6; head of 10
+
+    def sent(calls, name):
+        return [call.message_bytes for call in calls if call.name == name]
+
+    for bn in ranks.run(traffic_of_training, "bn", world_size=2):
+        assert sent(bn, "all_gather") == []
+        assert sum(sent(bn, "all_reduce")) == gradients
+        buckets = len(bn)
+    for syncbn in ranks.run(traffic_of_training, "syncbn", world_size=2):
+        assert len(syncbn) == calls + buckets
+        widths = [16] * 7 + [32] * 6 + [64] * 6
+        assert sent(syncbn, "all_gather") == [4 * (2 * channels + 1) for channels in widths]
+        assert sum(sent(syncbn, "all_gather")) == gathered
+        assert sum(sent(syncbn, "all_reduce")) == reduced + gradients
 
 
 def any_collective(rank):
@@ -108,7 +123,7 @@ def test_traffic_counts_what_a_rank_hands_in(ranks):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_every_norm_can_be_measured(norm):
-    step = LayerStep(Case(norm, (8, 16, 8, 8), Precision.fp32, False, 1), CPU)
+    step = LayerStep(Case(norm, (8, 16, 8, 8), "fp32", "contiguous", 1), "cpu")
     assert isinstance(step.layer, nn.Module)
     forward_s, backward_s = step.times(2)
     assert min(forward_s, backward_s) > 0
