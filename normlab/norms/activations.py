@@ -1,10 +1,10 @@
 """Which activation follows each norm of a model, and how to take it out.
 
-Some norms are activations as well. Where a model says `relu(norm(x))`, conversion has to take the relu away; the
-model's dataflow says where that is, as torch.fx traces it. An activation that is a module of its own becomes
-Identity. One that is a call in some module's forward, or a module that serves several places (torchvision's
-ResNet blocks have one ReLU after a norm and after the sum), is taken out of that forward: the module gets a
-subclass of its own class whose forward is its trace without these calls.
+Some norms are also activations. If a model computes `relu(norm(x))`, the conversion has to remove the relu, which
+torch.fx finds by tracing the model. An activation that is a module of its own becomes Identity. If it is a call
+in a module's forward, or a module that is used in several places (torchvision's ResNet blocks use one ReLU after a
+norm and after the sum), it is removed from that forward: the module gets a subclass of its own class, whose
+forward is the trace without these calls.
 """
 
 import inspect

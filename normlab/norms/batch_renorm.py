@@ -14,18 +14,18 @@ class BatchRenorm(GroupedBatchNorm):
         y = ((x - mean_c) / std_c * r_c + d_c) * gamma_c + beta_c,   mean, std = sqrt(var + eps) over B, H, W
         r = clip(std / running_std, 1 / r_max, r_max),   d = clip((mean - running_mean) / running_std, ±d_max)
 
-    Where nothing is clipped that is (x - running_mean) / running_std, as in evaluation. No gradient flows
-    through r and d; the running statistics in them are those of the batches before.
-    The limits widen from those of BatchNorm (r = 1, d = 0): the first `bn_batches` forwards have none, then
-    d's grows linearly to d_max until `d_max_batches`, and r's to r_max until `r_max_batches`. What is counted
-    is num_batches_tracked, a buffer, so a resumed run goes on where it was.
+    Without clipping, this equals (x - running_mean) / running_std, as in evaluation. No gradient flows through
+    r and d, whose running statistics are those of the batches before.
+    Training starts as BatchNorm (r = 1, d = 0) for the first `bn_batches` forwards. Then the limit of d grows
+    linearly to d_max until `d_max_batches`, and that of r to r_max until `r_max_batches`. The buffer
+    num_batches_tracked counts the batches, so a resumed run continues where it was.
 
     Shape: (B*V, C, ...) -> (B*V, C, ...), 2 to 5 axes. NBS: batch_size.
-    Train: as above; running statistics move as BatchNorm's, with the unbiased variance. (The paper moves
-    the deviation; here it is the variance, so that a policy can pool it over ranks.)
-    Eval: running statistics, as BatchNorm. Batch 1: as BatchNorm, two values per channel at least.
+    Train: as above; running statistics are updated as BatchNorm's, with the unbiased variance. (The paper updates
+    the deviation; here it is the variance, which can be pooled over ranks.)
+    Eval: running statistics, as BatchNorm. Batch 1: as BatchNorm, at least two values per channel.
     Virtual ranks: each is corrected towards its own row of running statistics (V, C).
-    Raises: ValueError where V does not divide the samples, or a rank has one value per channel.
+    Raises: ValueError if V does not divide the samples, or a rank has one value per channel.
     Source: Ioffe 2017, arXiv:1702.03275, algorithm 1 and section 4.
     """
 

@@ -55,7 +55,7 @@ Build = Callable[[_BatchNorm, str], nn.Module]
 
 
 def batch_norm(norm: BatchNormConfig, virtual_ranks: int) -> Build:
-    """BatchNorm: the layer itself, with norm.eps and norm.momentum where they are given.
+    """BatchNorm: the layer itself, with norm.eps and norm.momentum if they are given.
 
         y = (x - mean_c) / sqrt(var_c + eps) * gamma_c + beta_c,   mean, var over B, H, W of this rank
 
@@ -123,7 +123,7 @@ def frozen_batch_norm(norm: FrozenBatchNormConfig, virtual_ranks: int) -> Build:
 
     All four are buffers, as in detection practice (torchvision.ops.FrozenBatchNorm2d).
     Train and eval are identical, at any batch.
-    Raises: ConfigError where a layer keeps no running statistics.
+    Raises: ConfigError if a layer keeps no running statistics.
     Source: He et al. 2015, arXiv:1512.03385, appendix A.
     """
 
@@ -155,7 +155,7 @@ def group_norm(norm: GroupNormConfig, virtual_ranks: int) -> Build:
         y = (x - mean_g) / sqrt(var_g + eps) * gamma_c + beta_c,   g = group of channel c
 
     Shape: (B, C, ...) -> (B, C, ...). Train and eval are identical: no buffers. NBS 1.
-    Raises: ConfigError where the groups do not divide a layer's channels.
+    Raises: ConfigError if the groups do not divide a layer's channels.
     Source: Wu & He 2018, arXiv:1803.08494, section 3.
     """
 
@@ -232,9 +232,9 @@ def filter_response_norm_tlu(norm: FilterResponseNormConfig, virtual_ranks: int)
 
         y = max(x / sqrt(mean(x^2) + eps) * gamma_c + beta_c, tau_c),   the mean over H, W
 
-    Where no activation follows, as before the sum of a residual block, there is no TLU either, and the
-    activation after the sum stays. eps is fixed (the paper also learns it, for layers of few pixels). tau is not
-    decayed (the paper names no decay of it; decay would draw it back to ReLU's 0).
+    If no activation follows, as before the sum of a residual block, there is no TLU either, and the activation
+    after the sum stays. eps is fixed (the paper also learns it, for layers with few pixels). tau has no weight
+    decay (the paper mentions none; decay would pull tau back to ReLU's 0).
     Shape: (B, C, ...) -> (B, C, ...), with at least one axis of pixels.
     Train and eval are identical: no buffers. NBS 1.
     Source: Singh & Krishnan 2019, arXiv:1911.09737, section 3.
@@ -248,15 +248,15 @@ def filter_response_norm(norm: FilterResponseNormConfig, virtual_ranks: int) -> 
 
 
 def evonorm_s0(norm: EvoNormS0Config, virtual_ranks: int) -> Build:
-    """EvoNorm-S0: a gate of x by itself over the deviation of a group of channels, norm and activation in one.
+    """EvoNorm-S0: x gated by itself, over the deviation of a group of channels; norm and activation in one.
 
         y = x * sigmoid(v_c x) / sqrt(var_g + eps) * gamma_c + beta_c,   var over C/G, H, W of group g
 
-    Where no activation follows, as before the sum of a residual block, gamma and beta alone stay, as in timm;
-    the activation after the sum stays. v is not decayed, as in the authors' code (which leaves gamma and beta out
-    too: optim.norm_weight_decay=0).
+    If no activation follows, as before the sum of a residual block, only gamma and beta remain, as in timm, and
+    the activation after the sum stays. v has no weight decay, as in the authors' code (where gamma and beta have
+    none either: optim.norm_weight_decay=0).
     Shape: (B, C, ...) -> (B, C, ...). Train and eval are identical: no buffers. NBS 1.
-    Raises: ConfigError where the groups do not divide a layer's channels.
+    Raises: ConfigError if the groups do not divide a layer's channels.
     Source: Liu et al. 2020, arXiv:2004.02967, table 2.
     """
 
@@ -268,7 +268,7 @@ def evonorm_s0(norm: EvoNormS0Config, virtual_ranks: int) -> Build:
 
 
 def channel_affine(norm: NoNormConfig | EvoNormS0Config, virtual_ranks: int) -> Build:
-    """No normalization: gamma and beta of each channel alone.
+    """No normalization: only gamma and beta, per channel.
 
         y = x * gamma_c + beta_c
 

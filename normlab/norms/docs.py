@@ -134,7 +134,7 @@ def _options() -> str:
 
 {replaced}
 
-Where no activation follows a norm, as before the sum of a residual block, the norm has none either, and the
+If no activation follows a norm, as before the sum of a residual block, the norm has none either, and the
 ReLU after the sum stays, as in timm's layers (`apply_act=False`). If it cannot be determined what follows, the
 conversion is refused with the layer's name.
 

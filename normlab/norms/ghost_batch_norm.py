@@ -12,16 +12,16 @@ class GhostBatchNorm(GroupedBatchNorm):
 
         y = (x - mean_gc) / sqrt(var_gc + eps) * gamma_c + beta_c,   mean, var over samples, H, W of part g
 
-    A ghost batch is to a rank what a rank is to a process: a rank's K = batch / ghost_batch_size parts are
-    dealt like cards, its sample j to part j % K, and normalised like virtual ranks.
+    A rank's batch is split into K = batch / ghost_batch_size parts: sample j goes to part j % K, and each part is
+    normalised by itself, as a virtual rank is.
 
     Shape: (B*V, C, ...) -> (B*V, C, ...), 2 to 5 axes. NBS: ghost_batch_size.
-    Train: the biased variance normalises. A rank has one set of running statistics, which moves once a batch,
-    by the mean over its parts of their means and unbiased variances; so `momentum` is per batch and means
-    the same at every ghost_batch_size. (The paper moves it once for each part, K times as fast.)
+    Train: the biased variance normalises. A rank has one set of running statistics, updated once per batch with
+    the parts' means and unbiased variances, averaged over the parts; so `momentum` has the same effect at every
+    ghost_batch_size. (The paper updates them once per part, K times as fast.)
     Eval: running statistics, as BatchNorm; any number of samples. At batch 1: ghost_batch_size=1, as BatchNorm.
     Virtual ranks: V ranks of K parts each; running statistics (V, C).
-    Raises: ValueError where ghost_batch_size does not divide a rank's samples, or a part has one value per
+    Raises: ValueError if ghost_batch_size does not divide a rank's samples, or a part has one value per
     channel.
     Source: Hoffer et al. 2017, arXiv:1705.08741, algorithm 1.
     """

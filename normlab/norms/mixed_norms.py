@@ -73,16 +73,16 @@ class SwitchableNorm(MixedNorm):
         y = (x - sum_k w_k mean_k) / sqrt(sum_k v_k var_k + eps) * gamma_c + beta_c,   k in {in, ln, bn}
 
     mean_in, var_in over H, W; mean_ln, var_ln over C, H, W; mean_bn, var_bn over B, H, W.
-    w = softmax(mean_weight), v = softmax(var_weight): three of each for a layer, equal at the start.
+    w = softmax(mean_weight), v = softmax(var_weight): three of each per layer, equal at the start.
 
     Shape: (B*V, C, ...) -> (B*V, C, ...), 2 to 5 axes. NBS: batch_size.
-    Train: running statistics of the bn part move as BatchNorm's, with the unbiased variance.
-    The six are not decayed, which would draw every layer towards the equal mixture (the authors' code decays
-    them as all else).
-    Eval: running statistics stand in for mean_bn and var_bn (as in the authors' code; the paper averages
-    over batches after training, which norm.running_stats=precise does).
-    Batch 1: defined where a channel has two pixels at least; bn is in then. Virtual ranks: (V, C) rows.
-    Raises: ValueError where V does not divide the samples, or a rank has one value per channel.
+    Train: the bn part's running statistics are updated as BatchNorm's, with the unbiased variance.
+    The six weights have no weight decay, which would pull every layer towards the equal mixture (the authors'
+    code decays them).
+    Eval: running statistics replace mean_bn and var_bn (as in the authors' code; the paper averages over
+    batches after training, which norm.running_stats=precise does).
+    Batch 1: defined if a channel has at least two pixels; bn then equals in. Virtual ranks: (V, C) rows.
+    Raises: ValueError if V does not divide the samples, or a rank has one value per channel.
     Source: Luo et al. 2018, arXiv:1806.10779, section 3.
     """
 
@@ -108,21 +108,21 @@ class SwitchableNorm(MixedNorm):
 
 
 class BatchInstanceNorm(MixedNorm):
-    """A learned mixture, for each channel, of what BatchNorm and InstanceNorm give.
+    """A learned mixture, per channel, of the outputs of BatchNorm and InstanceNorm.
 
         y = (gate_c * xhat_bn + (1 - gate_c) * xhat_in) * gamma_c + beta_c,   gate in [0, 1]
         xhat_bn = (x - mean_c) / sqrt(var_c + eps) over B, H, W,   xhat_in the same over H, W
 
     The gate starts at 1, which is BatchNorm. The paper clips it to [0, 1] after each step of the optimizer;
-    here each train-mode forward begins with that, so what is used and differentiated is always the clipped
-    gate, and steps are the paper's. Evaluation uses the clipped one too. As in the authors' code the gate is not
-    decayed. (They raise its learning rate tenfold; here it has everyone's.)
+    here each train-mode forward begins with the clipping, so the gate that is used and differentiated is always
+    clipped, and the steps are the paper's. Evaluation uses the clipped gate too. As in the authors' code, the
+    gate has no weight decay. (They raise its learning rate tenfold; here it has the same as all parameters.)
 
     Shape: (B*V, C, ...) -> (B*V, C, ...), 2 to 5 axes. NBS: batch_size.
-    Train: running statistics move as BatchNorm's, with the unbiased variance. Eval: they give xhat_bn.
-    Batch 1: defined where a channel has two pixels at least; xhat_bn is xhat_in then. Where a channel has one
-    pixel, xhat_in is 0. Virtual ranks: (V, C) rows.
-    Raises: ValueError where V does not divide the samples, or a rank has one value per channel.
+    Train: running statistics are updated as BatchNorm's, with the unbiased variance. Eval: they give xhat_bn.
+    Batch 1: defined if a channel has at least two pixels; xhat_bn then equals xhat_in. With one pixel per
+    channel, xhat_in is 0. Virtual ranks: (V, C) rows.
+    Raises: ValueError if V does not divide the samples, or a rank has one value per channel.
     Source: Nam & Kim 2018, arXiv:1805.07925, section 3.
     """
 

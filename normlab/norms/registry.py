@@ -111,7 +111,7 @@ NORMS: dict[str, Norm] = {
         **_OF_BATCH,
         unit="channel of a ghost batch",
         remedy="use a larger norm.ghost_batch_size, or norm=gn",
-        when="Large batches per rank, where the noise of a smaller normalization batch is wanted.",
+        when="Large batches per rank, if you want the noise of a smaller normalization batch.",
     ),
     "batch_renorm": Norm(
         builder=builders.batch_renorm,
@@ -119,8 +119,8 @@ NORMS: dict[str, Norm] = {
         **_OF_BATCH,
         unit="channel",
         remedy="use a larger batch_size, or norm=gn",
-        when="Small batches, or batches whose samples are not independent, where evaluation has to be that of "
-        "bn and ranks should not wait for each other.",
+        when="Small batches, or batches whose samples are not independent, if evaluation must be that of bn and "
+        "ranks should not wait for each other.",
     ),
     "switchable": Norm(
         builder=builders.switchable_norm,
@@ -136,7 +136,7 @@ NORMS: dict[str, Norm] = {
         **_OF_BATCH,
         unit="channel",
         remedy="use a larger batch_size, or norm=gn",
-        when="Where the style of an image (contrast, colour) matters for some channels and not for others.",
+        when="If the style of an image (contrast, colour) matters in some channels and not in others.",
     ),
     "frozen_bn": Norm(
         builder=builders.frozen_batch_norm,
@@ -155,28 +155,29 @@ NORMS: dict[str, Norm] = {
         values=_per_sample,
         unit="sample",
         remedy="use larger images or a wider model",
-        when="As gn's extreme of one group, to compare with.",
+        when="For comparison, as the extreme case of gn: a single group.",
     ),
     "in": Norm(
         builder=builders.instance_norm,
         values=_per_instance,
         unit="channel of a sample",
         remedy="use larger images, a model with fewer strides, or norm=gn",
-        when="Style transfer and image generation; for classification it discards what channels say together.",
+        when="Style transfer and image generation. In classification, it discards the scale of each "
+        "channel, which may be informative.",
     ),
     "ln2d": Norm(
         builder=builders.channel_layer_norm,
         values=_per_pixel,
         unit="pixel of a sample",
         remedy="use a wider model",
-        when="Networks in the manner of ConvNeXt and of transformers; any image size and batch.",
+        when="Networks like ConvNeXt and transformers, at any image size and batch.",
     ),
     "rms": Norm(
         builder=builders.rms_norm,
         values=_per_pixel,
         unit="pixel of a sample",
         remedy="use a wider model",
-        when="As ln2d, where subtracting the mean is not wanted or costs too much.",
+        when="Like ln2d, if subtracting the mean is not wanted or costs too much.",
     ),
     "frn": Norm(
         builder=builders.filter_response_norm_tlu,
@@ -184,7 +185,7 @@ NORMS: dict[str, Norm] = {
         values=_per_instance,
         unit="channel of a sample",
         remedy="use larger images, a model with fewer strides, or norm=gn",
-        when="Small batches, where the activation may be exchanged as well.",
+        when="Small batches, if the activation may be replaced as well.",
     ),
     "evonorm_s0": Norm(
         builder=builders.evonorm_s0,
@@ -192,11 +193,11 @@ NORMS: dict[str, Norm] = {
         values=_per_group,
         unit="group of channels of a sample",
         remedy="use fewer groups or larger images",
-        when="Small batches, where the activation may be exchanged as well.",
+        when="Small batches, if the activation may be replaced as well.",
     ),
     "none": Norm(
         builder=builders.channel_affine,
-        when="As the baseline of what a norm does at all; expect to need a smaller learning rate.",
+        when="As a baseline, to see what a norm does at all. Expect to need a smaller learning rate.",
     ),
 }
 """The one list of norms."""

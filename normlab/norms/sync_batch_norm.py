@@ -141,17 +141,17 @@ class SyncBatchNorm(_BatchNorm):
 
         y = (x - mean_c) / sqrt(var_c + eps) * gamma_c + beta_c,   mean, var over B, H, W of all ranks
 
-    A drop-in for torch.nn.SyncBatchNorm that works on CPU too (on CUDA, torch's own does the work). It is no
-    subclass of it, since DistributedDataParallel refuses those on CPU.
+    A drop-in for torch.nn.SyncBatchNorm that works on CPU too (on CUDA, torch's own does the work). It is not
+    a subclass of it, because DistributedDataParallel refuses those on CPU.
 
-    Shape: (B, C, ...) -> (B, C, ...), 2 to 5 axes; B may differ between ranks, and be 0.
+    Shape: (B, C, ...) -> (B, C, ...), 2 to 5 axes; B may differ between ranks, and may be 0.
     Train: the biased variance normalises, the unbiased one enters running_var; float32 statistics under
     bfloat16. One all-gather forward, one all-reduce backward. Collective: every rank of the group must call,
     and its input must require a gradient on all of them or on none.
     Eval: running statistics, no communication; without them, those of this rank's batch.
-    A group of one rank, or no process group, makes it plain BatchNorm. NBS: batch_size x ranks in the group.
+    With one rank in the group, or no process group, it is plain BatchNorm. NBS: batch_size x ranks in the group.
     State dict: that of BatchNorm, either way.
-    Raises: ValueError in training where all ranks together have one value per channel.
+    Raises: ValueError in training if all ranks together have one value per channel.
     Source: Ioffe & Szegedy 2015, arXiv:1502.03167; over ranks: Peng et al. 2018, arXiv:1711.07240.
     """
 

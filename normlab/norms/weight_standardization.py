@@ -1,4 +1,4 @@
-"""Convolutions whose weights are standardised, beside any norm."""
+"""Convolutions whose weights are standardised, in combination with any norm."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ EPS = 1e-5
 
 
 def standardise(weight: Tensor) -> Tensor:
-    """Each filter of (C_out, C_in / groups, ...) with mean 0 and, but for EPS, variance 1.
+    """Each filter of (C_out, C_in / groups, ...) with mean 0 and, apart from EPS, variance 1.
 
         w = (weight - mean_o) / sqrt(var_o + EPS),   mean, biased var over all axes but the first
 
@@ -24,7 +24,7 @@ def standardise(weight: Tensor) -> Tensor:
 
 
 class StandardisedConv(nn.modules.conv._ConvNd):
-    """A convolution with its weight standardised, which its parameter is not: names and values stay.
+    """A convolution that standardises its weight in each forward. Its parameter keeps its name and values.
 
     Train and eval are identical. A mixin, before torch's own.
     Source: Qiao et al. 2019, arXiv:1903.10520, section 3.
