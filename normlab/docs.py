@@ -19,6 +19,7 @@ from normlab.atomic import atomic_write
 from normlab.config import SCHEMAS, Config
 from normlab.config.schema import MODULES, Key, documented_keys, summary
 from normlab.config.section import LARGEST_INT, in_words
+from normlab.markdown import markdown_table
 from normlab.norms import docs as norm_pages
 
 ROOT = Path(__file__).parents[1]
@@ -151,8 +152,8 @@ def _values(hint: Any, key: Key) -> str:
 
 
 def _table(rows: list[list[str]]) -> str:
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "".join(f"| {' | '.join(cell.replace('<', '&lt;') for cell in line)} |\n" for line in lines)
+    columns, *lines = ([cell.replace("<", "&lt;") for cell in row] for row in rows)
+    return markdown_table(columns, lines)
 
 
 if __name__ == "__main__":

@@ -54,19 +54,19 @@ class Facts:
     """See `saved_bytes`."""
 
     collectives: list[Collective]
-    """Of one forward and one backward, in their order."""
+    """One forward's and one backward's, in order."""
 
     threads: int
-    """Of this rank."""
+    """The threads that this rank computes with."""
 
     step_s: float
-    """A first guess."""
+    """A first estimate of a step's time."""
 
 
 class Traffic(TorchDispatchMode):
-    """Inside the block, `calls` collects every collective that this process makes, whoever makes it.
+    """Inside the block, `calls` collects every collective that this process takes part in.
 
-    Read from torch's dispatcher, through which every backend's calls go, those of DDP's C++ too.
+    They are read from torch's dispatcher, through which the calls of every backend go, also those of DDP's C++.
     """
 
     NAMES = {"_allgather_base_": "all_gather", "allgather_": "all_gather", "allreduce_": "all_reduce"}

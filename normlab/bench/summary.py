@@ -22,9 +22,9 @@ class Summary:
 def summarize(values: Sequence[float]) -> Summary:
     """Median and its order-statistic interval, which assumes no distribution.
 
-    Of n sorted values, [x_k, x_(n+1-k)] misses the true median with probability 2 P(Binomial(n, 1/2) < k). The
-    largest k that leaves 95 percent is taken; below 6 values there is none, and the interval is their range,
-    with the coverage that it has.
+    The interval [x_k, x_(n+1-k)] of n sorted values misses the true median with probability
+    2 P(Binomial(n, 1/2) < k). k is the largest that leaves a coverage of 95 percent. Fewer than 6 values have no
+    such k: the interval is then their range, with the coverage that it has.
     Raises: AssertionError where there is no value.
     """
     ordered, n = sorted(values), len(values)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from normlab.config import SCHEMAS
 from normlab.config.schema import summary
+from normlab.markdown import markdown_table
 from normlab.norms import activations, weight_standardization
 from normlab.norms.drawing import draw
 from normlab.norms.registry import NORMS, Norm, definition
@@ -68,8 +69,7 @@ the derivatives of the layers themselves.
 def pages() -> dict[Path, str]:
     """Path under the repository -> text of each file that is made."""
     files = {Path(f"docs/norms/{name}.svg"): draw(name) for name in NORMS}
-    rows = [_COLUMNS, ["---"] * len(_COLUMNS), *(_cells(name, entry) for name, entry in NORMS.items())]
-    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    table = markdown_table(_COLUMNS, [_cells(name, entry) for name, entry in NORMS.items()])
     sections = "".join(_section(name, entry) for name, entry in NORMS.items())
     ending = _options() + _worked_example()
     return {Path("docs/norms.md"): _INTRODUCTION + table + _LEGEND + sections + ending, **files}
