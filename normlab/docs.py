@@ -78,17 +78,21 @@ def _keys_page() -> str:
 
 
 def _choices(group: str) -> str:
-    """A table of the files under conf/<group>: what each chooses, and the values it sets besides its name."""
+    """A table of a group's choices: what each is, and the values that its file under conf/<group> sets."""
     rows = [["choice", "what it is", "sets"]]
-    for choice, (schema, values) in _files(group).items():
+    for choice, (schema, values) in _known(group).items():
         sets = ", ".join(f"`{group}.{key}={value}`" for key, value in values.items())
         rows.append([f"`{choice}`", summary(schema), sets])
     return _table(rows)
 
 
-def _files(group: str) -> dict[str, tuple[type, dict[str, Any]]]:
+def _known(group: str) -> dict[str, tuple[type, dict[str, Any]]]:
     """Choice -> (its schema, the values it sets besides its name), in the order in which schemas are defined."""
-    found = {}
+    found: dict[str, tuple[type, dict[str, Any]]] = {
+        name: (schema, {})
+        for schema in SCHEMAS[group].values()
+        for name in (() if schema.in_yaml else schema.own_names())
+    }
     for path in sorted((ROOT / "conf" / group).glob("*.yaml"), key=lambda path: (len(path.stem), path.stem)):
         values = yaml.safe_load(path.read_text())
         schema = values.pop("defaults")[0].removeprefix(f"/schema/{group}/").removesuffix("@_here_")
@@ -100,9 +104,9 @@ def _files(group: str) -> dict[str, tuple[type, dict[str, Any]]]:
 
 def _users(group: str, section: type) -> str:
     """The choices that have the keys of a section."""
-    files = _files(group)
-    users = [f"`{choice}`" for choice, (schema, _) in files.items() if issubclass(schema, section)]
-    return f"Every `{group}=`" if len(users) == len(files) else f"`{group}=` {', '.join(users)}"
+    known = _known(group)
+    users = [f"`{choice}`" for choice, (schema, _) in known.items() if issubclass(schema, section)]
+    return f"Every `{group}=`" if len(users) == len(known) else f"`{group}=` {', '.join(users)}"
 
 
 def _experiments() -> str:

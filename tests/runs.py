@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 
 from launch.plugins import register_launchers
 from normlab import data
-from normlab.config import Config, register_schemas, to_typed
+from normlab.config import SCHEMAS, Config, register_schemas, to_typed
 from normlab.distributed import Ranks
 from normlab.logger import Logger
 from normlab.preflight import plan
@@ -35,6 +35,12 @@ def typed(*overrides: str) -> Config:
     register_launchers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return to_typed(compose("config", list(overrides)))
+
+
+def choices(group: str) -> list[str]:
+    """What may stand behind `<group>=`: names that schemas have of themselves, and YAML files."""
+    own = {name for schema in SCHEMAS[group].values() for name in schema.own_names()}
+    return sorted(own | {path.stem for path in (CONF / group).glob("*.yaml")})
 
 
 class Recorder(Logger):

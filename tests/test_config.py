@@ -18,7 +18,7 @@ from normlab.models import build_model, on_meta
 from normlab.norms import convert_norms
 from normlab.optimizer import build_optimizer
 from normlab.run import RESULTS_VERSION
-from tests.runs import CONF, SEGMENTATION, typed
+from tests.runs import CONF, SEGMENTATION, choices, typed
 
 
 def composed(choice: str, *overrides: str):
@@ -29,9 +29,8 @@ def composed(choice: str, *overrides: str):
         return typed(*SEGMENTATION, choice, *overrides)
 
 
-CHOICES = sorted(
-    f"{path.parent.name}={path.stem}" for group in SCHEMAS for path in (CONF / group).glob("*.yaml")
-) + sorted(f"experiment={path.stem}" for path in (CONF / "experiment").glob("*.yaml"))
+CHOICES = [f"{group}={name}" for group in SCHEMAS for name in choices(group)]
+CHOICES += sorted(f"experiment={path.stem}" for path in (CONF / "experiment").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("choice", CHOICES)

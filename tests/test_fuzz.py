@@ -35,11 +35,9 @@ from normlab.config import (
 )
 from normlab.data import _read as read_source
 from normlab.preflight import plan
-from tests.runs import CONF
+from tests.runs import CONF, choices
 
-GROUPS: dict[str, list[str]] = {
-    group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in SCHEMAS
-}
+GROUPS: dict[str, list[str]] = {group: choices(group) for group in SCHEMAS}
 NUMBERS = [
     0,
     1,

@@ -149,7 +149,7 @@ class LayerStep:
 
 def norm_config(name: str) -> NormConfig:
     """A norm with the values that `norm=name` alone gives it."""
-    config = SCHEMAS["norm"][name](name=name)  # type: ignore[call-arg]
+    config = SCHEMAS["norm"][name](name=name)
     assert isinstance(config, NormConfig)
     return config
 

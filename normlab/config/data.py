@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
-from normlab.config.section import Choice, ConfigError, setting
+from normlab.config.section import Choice, ConfigError, choice, setting
 
 
 @dataclass(kw_only=True)
@@ -18,7 +18,7 @@ class DataConfig(Choice):
     task: ClassVar[str] = "classification"
 
     name: str = MISSING
-    """Which data set: the name of a file under conf/data."""
+    """Which data set: `data=<name>` chooses it."""
 
     train_samples: int | None = setting(None, minimum=1)
     """Samples to train on: a fixed subset, the same for every seed. null: all."""
@@ -47,6 +47,7 @@ class DataConfig(Choice):
                 raise ConfigError(f"data.{name}={value} needs data.{other}; give both, or neither.")
 
 
+@choice("shapes")
 @dataclass(kw_only=True)
 class ShapesConfig(DataConfig):
     """Pictures of ten shapes, 32x32 RGB, drawn in the process: nothing to download."""
@@ -60,6 +61,7 @@ class ShapesConfig(DataConfig):
     """Test pictures to draw."""
 
 
+@choice("cifar")
 @dataclass(kw_only=True)
 class CifarConfig(DataConfig):
     """CIFAR-10 or CIFAR-100 (Krizhevsky 2009), through torchvision."""
@@ -75,6 +77,7 @@ class CifarConfig(DataConfig):
     """Download the archive if it is missing (its checksum is verified either way)."""
 
 
+@choice("image_folder")
 @dataclass(kw_only=True)
 class ImageFolderConfig(DataConfig):
     """Class folders of images under train/ and test/ (or val/)."""
@@ -150,6 +153,7 @@ class SegmentationConfig(DataConfig):
             )
 
 
+@choice("shapes_seg")
 @dataclass(kw_only=True)
 class ShapesSegConfig(SegmentationConfig):
     """Pictures of several of the ten shapes, 64x64 RGB, drawn in the process, with a class for each pixel."""
@@ -183,6 +187,7 @@ class MaskFilesConfig(SegmentationConfig):
     """Where decoded pixels are kept. null: $XDG_CACHE_HOME/normlab, or ~/.cache/normlab."""
 
 
+@choice("mask_folder")
 @dataclass(kw_only=True)
 class MaskFolderConfig(MaskFilesConfig):
     """Your own pictures and masks: images/ and masks/ under train/ and under val/, test/ or both.
@@ -208,10 +213,12 @@ class MaskFolderConfig(MaskFilesConfig):
     """For RGB masks: a text file with one line `red green blue name` per class; the class `void` is ignored."""
 
 
+@choice("torchvision_masks")
 @dataclass(kw_only=True)
 class TorchvisionMasksConfig(MaskFilesConfig):
     """Pascal VOC 2012, Cityscapes (fine) or Oxford-IIIT Pet, through torchvision."""
 
+    in_yaml: ClassVar[bool] = True
     names: ClassVar[tuple[str, ...] | None] = ("voc", "cityscapes", "oxford_pets")
 
     name: str = "voc"

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
-from normlab.config.section import Choice, ConfigError, setting
+from normlab.config.section import Choice, ConfigError, choice, setting
 
 
 class Stem(Enum):
@@ -56,6 +56,7 @@ def cifar_name(prefix: str, name: str, depth: int, width: int) -> str:
     return made
 
 
+@choice("cifar_resnet")
 @dataclass(kw_only=True)
 class CifarResNetConfig(ModelConfig):
     """The CIFAR ResNets of He et al. 2015 (arXiv:1512.03385, section 4.2)."""
@@ -76,6 +77,7 @@ class CifarResNetConfig(ModelConfig):
         super().__post_init__()
 
 
+@choice("torchvision")
 @dataclass(kw_only=True)
 class TorchvisionConfig(ModelConfig):
     """A classification model of torchvision, without weights and without dropout."""
@@ -92,6 +94,7 @@ class TorchvisionConfig(ModelConfig):
     torchvision's; null: cifar for ResNets, own for the rest."""
 
 
+@choice("timm")
 @dataclass(kw_only=True)
 class TimmConfig(ModelConfig):
     """A model of timm, without weights and without dropout."""
@@ -114,6 +117,7 @@ class SegmentationModelConfig(ModelConfig):
     """Weight in the training loss of a second head, on the trunk's last stage but one. 0: no such head."""
 
 
+@choice("fcn_cifar_resnet")
 @dataclass(kw_only=True)
 class FcnCifarResNetConfig(SegmentationModelConfig):
     """A fully convolutional network (arXiv:1411.4038) on the trunk of a CIFAR ResNet."""
@@ -139,6 +143,7 @@ class FcnCifarResNetConfig(SegmentationModelConfig):
             raise ConfigError(f"model.output_stride={self.output_stride} is neither 4 nor 8; choose one of them.")
 
 
+@choice("torchvision_segmentation")
 @dataclass(kw_only=True)
 class TorchvisionSegmentationConfig(SegmentationModelConfig):
     """A segmentation model of torchvision (or deeplabv3_resnet18), without weights and without dropout."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
-from normlab.config.section import Choice, ConfigError, setting
+from normlab.config.section import Choice, ConfigError, choice, setting
 
 
 class Nondivisible(Enum):
@@ -23,7 +23,7 @@ class NormConfig(Choice):
     group: ClassVar[str] = "norm"
 
     name: str = MISSING
-    """Which normalization: the name of a file under conf/norm."""
+    """Which normalization: `norm=<name>` chooses it."""
 
     weight_standardization: bool = False
     """Also standardise the weights of convolutions without a bias (arXiv:1903.10520)."""
@@ -42,6 +42,7 @@ class StatisticsConfig(NormConfig):
     model's own."""
 
 
+@choice("none")
 @dataclass(kw_only=True)
 class NoNormConfig(NormConfig):
     """No normalization: gamma and beta of each channel alone."""
@@ -49,6 +50,7 @@ class NoNormConfig(NormConfig):
     name: str = "none"
 
 
+@choice("frozen_bn")
 @dataclass(kw_only=True)
 class FrozenBatchNormConfig(StatisticsConfig):
     """Frozen BatchNorm: the statistics, gamma and beta of model.init_from, none of them trained."""
@@ -64,6 +66,7 @@ class RunningStats(Enum):
     precise = "precise"
 
 
+@choice("bn")
 @dataclass(kw_only=True)
 class BatchNormConfig(StatisticsConfig):
     """BatchNorm: statistics over the samples and pixels of one rank."""
@@ -84,6 +87,7 @@ class BatchNormConfig(StatisticsConfig):
         return batch_size
 
 
+@choice("syncbn")
 @dataclass(kw_only=True)
 class SyncBatchNormConfig(BatchNormConfig):
     """SyncBatchNorm: statistics over the samples and pixels of every rank in a sync group."""
@@ -97,6 +101,7 @@ class SyncBatchNormConfig(BatchNormConfig):
         return batch_size * (self.sync_group_size or ranks)
 
 
+@choice("ghost_bn")
 @dataclass(kw_only=True)
 class GhostBatchNormConfig(BatchNormConfig):
     """Ghost BatchNorm: statistics over the samples and pixels of a part of one rank's batch."""
@@ -110,6 +115,7 @@ class GhostBatchNormConfig(BatchNormConfig):
         return self.ghost_batch_size
 
 
+@choice("batch_renorm")
 @dataclass(kw_only=True)
 class BatchRenormConfig(BatchNormConfig):
     """Batch Renormalization: BatchNorm, corrected towards its running statistics within limits that widen."""
@@ -142,6 +148,7 @@ class BatchRenormConfig(BatchNormConfig):
                 )
 
 
+@choice("switchable")
 @dataclass(kw_only=True)
 class SwitchableNormConfig(BatchNormConfig):
     """Switchable Normalization: a learned mixture of the statistics of in, ln and bn."""
@@ -149,6 +156,7 @@ class SwitchableNormConfig(BatchNormConfig):
     name: str = "switchable"
 
 
+@choice("batch_instance")
 @dataclass(kw_only=True)
 class BatchInstanceNormConfig(BatchNormConfig):
     """Batch-Instance Normalization: a learned mixture of the outputs of bn and in, per channel."""
@@ -156,6 +164,7 @@ class BatchInstanceNormConfig(BatchNormConfig):
     name: str = "batch_instance"
 
 
+@choice("gn")
 @dataclass(kw_only=True)
 class GroupNormConfig(StatisticsConfig):
     """GroupNorm: statistics over groups of channels and all pixels of each sample."""
@@ -182,6 +191,7 @@ class GroupNormConfig(StatisticsConfig):
             self.num_groups = 8
 
 
+@choice("ln")
 @dataclass(kw_only=True)
 class LayerNormConfig(StatisticsConfig):
     """LayerNorm on images: statistics over the channels and pixels of each sample."""
@@ -189,6 +199,7 @@ class LayerNormConfig(StatisticsConfig):
     name: str = "ln"
 
 
+@choice("in")
 @dataclass(kw_only=True)
 class InstanceNormConfig(StatisticsConfig):
     """InstanceNorm: statistics over the pixels of each sample and channel."""
@@ -196,6 +207,7 @@ class InstanceNormConfig(StatisticsConfig):
     name: str = "in"
 
 
+@choice("ln2d")
 @dataclass(kw_only=True)
 class ChannelLayerNormConfig(StatisticsConfig):
     """LayerNorm over channels: statistics over the channels of each sample and pixel."""
@@ -203,6 +215,7 @@ class ChannelLayerNormConfig(StatisticsConfig):
     name: str = "ln2d"
 
 
+@choice("rms")
 @dataclass(kw_only=True)
 class RmsNormConfig(StatisticsConfig):
     """RMSNorm over channels: the mean square over the channels of each sample and pixel."""
@@ -210,6 +223,7 @@ class RmsNormConfig(StatisticsConfig):
     name: str = "rms"
 
 
+@choice("frn")
 @dataclass(kw_only=True)
 class FilterResponseNormConfig(StatisticsConfig):
     """Filter Response Normalization: statistics over the pixels of each sample and channel; its TLU replaces the
@@ -222,6 +236,7 @@ class FilterResponseNormConfig(StatisticsConfig):
     model's own."""
 
 
+@choice("evonorm_s0")
 @dataclass(kw_only=True)
 class EvoNormS0Config(GroupNormConfig):
     """EvoNorm-S0: a norm and an activation in one, with the statistics of gn."""

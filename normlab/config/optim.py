@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
-from normlab.config.section import Choice, ConfigError, setting
+from normlab.config.section import Choice, ConfigError, choice, setting
 
 
 class LrScaling(Enum):
@@ -33,7 +33,7 @@ class OptimConfig(Choice):
     group: ClassVar[str] = "optim"
 
     name: str = MISSING
-    """Which optimizer: the name of a file under conf/optim."""
+    """Which optimizer: `optim=<name>` chooses it."""
 
     lr: float = setting(0.1, above=0)
     """Learning rate for a global batch of lr_reference_batch samples."""
@@ -73,6 +73,7 @@ class OptimConfig(Choice):
     """Largest norm of the whole gradient; larger ones are scaled down to it. null: no limit."""
 
 
+@choice("sgd")
 @dataclass(kw_only=True)
 class SgdConfig(OptimConfig):
     """Stochastic gradient descent with momentum."""
@@ -91,9 +92,12 @@ class SgdConfig(OptimConfig):
             raise ConfigError("optim.nesterov=true needs optim.momentum above 0.")
 
 
+@choice("adamw")
 @dataclass(kw_only=True)
 class AdamWConfig(OptimConfig):
     """Adam with decoupled weight decay (arXiv:1711.05101)."""
+
+    in_yaml: ClassVar[bool] = True
 
     name: str = "adamw"
 

@@ -13,47 +13,10 @@ from omegaconf import MISSING, OmegaConf
 
 from normlab.config import config, data, model, norm, optim
 from normlab.config.config import Config
-from normlab.config.section import Choice, Section
+from normlab.config.section import SCHEMAS, Choice, Section
 
 MODULES = (norm, model, data, optim, config)
 """Where the sections stand, in the order of `--help`."""
-
-SCHEMAS: dict[str, dict[str, type[Section]]] = {
-    "norm": {
-        "bn": norm.BatchNormConfig,
-        "syncbn": norm.SyncBatchNormConfig,
-        "gn": norm.GroupNormConfig,
-        "ln": norm.LayerNormConfig,
-        "in": norm.InstanceNormConfig,
-        "none": norm.NoNormConfig,
-        "frozen_bn": norm.FrozenBatchNormConfig,
-        "ghost_bn": norm.GhostBatchNormConfig,
-        "batch_renorm": norm.BatchRenormConfig,
-        "switchable": norm.SwitchableNormConfig,
-        "batch_instance": norm.BatchInstanceNormConfig,
-        "ln2d": norm.ChannelLayerNormConfig,
-        "rms": norm.RmsNormConfig,
-        "frn": norm.FilterResponseNormConfig,
-        "evonorm_s0": norm.EvoNormS0Config,
-    },
-    "model": {
-        "fcn_cifar_resnet": model.FcnCifarResNetConfig,
-        "torchvision_segmentation": model.TorchvisionSegmentationConfig,
-        "cifar_resnet": model.CifarResNetConfig,
-        "torchvision": model.TorchvisionConfig,
-        "timm": model.TimmConfig,
-    },
-    "data": {
-        "shapes_seg": data.ShapesSegConfig,
-        "mask_folder": data.MaskFolderConfig,
-        "torchvision_masks": data.TorchvisionMasksConfig,
-        "shapes": data.ShapesConfig,
-        "cifar": data.CifarConfig,
-        "image_folder": data.ImageFolderConfig,
-    },
-    "optim": {"sgd": optim.SgdConfig, "adamw": optim.AdamWConfig},
-}
-"""Config group -> schema name -> its dataclass. YAML choices name theirs in their defaults list."""
 
 
 def register_schemas() -> None:
@@ -66,6 +29,10 @@ def register_schemas() -> None:
             # Open to any key, which `check_keys` judges: a sweep over norms may give an option that some have.
             node = OmegaConf.structured(schema, flags={"struct": False})
             store.store(group=f"schema/{group}", name=name, node=node)
+            for own in () if schema.in_yaml else schema.own_names():
+                node = OmegaConf.structured(schema, flags={"struct": False})
+                node.name = own
+                store.store(group=group, name=own, node=node)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 import math
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from omegaconf import MISSING
 
@@ -94,12 +95,19 @@ class Section:
         return f"{self.group}.{name}" if self.group else name
 
 
+SCHEMAS: dict[str, dict[str, "type[Choice]"]] = {"norm": {}, "model": {}, "data": {}, "optim": {}}
+"""Config group -> name of a schema -> its dataclass, in the order in which they are declared."""
+
+
 @dataclass(kw_only=True)
 class Choice(Section):
     """A section that is chosen by name: `norm=gn`. Its name says what it is, so it has none but its own."""
 
     names: ClassVar[tuple[str, ...] | None] = ()
     """Names that it may have: () is its default alone, None any, which its builder then looks up."""
+
+    in_yaml: ClassVar[bool] = False
+    """Whether it is chosen by files under conf/<group>, each with values of its own."""
 
     library: ClassVar[str] = ""
     """Whose names they are, where several libraries have one name for several things: part of a run's identity."""
@@ -109,14 +117,35 @@ class Choice(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_folder_name(self.key("name"), self.name)
-        own = (type(self).name,) if self.names == () else self.names
-        if own is not None and self.name not in own and MISSING not in own:
+        own = self.own_names()
+        if own and self.name not in own and MISSING not in own:
             raise ConfigError(
                 f"{self.key('name')}={self.name} is no name of what is chosen, {' or '.join(own)}; choose another "
                 f"by {self.chosen_by(self.name)} alone."
             )
 
     @classmethod
+    def own_names(cls) -> tuple[str, ...]:
+        """The names that are known without asking a library."""
+        return (cls.name,) if cls.names == () else cls.names or ()
+
+    @classmethod
     def chosen_by(cls, name: str) -> str:
         """What a command line says to have what goes by `name`."""
         return f"{cls.group}={name}"
+
+
+C = TypeVar("C", bound=type[Choice])
+
+
+def choice(name: str) -> Callable[[C], C]:
+    """Declare a section as one that users may choose, under the name of its schema: `<group>=<name>`.
+
+    YAML files under conf/<group> choose it under further names, with values of their own.
+    """
+
+    def declare(section: C) -> C:
+        SCHEMAS[section.group][name] = section
+        return section
+
+    return declare

@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,13 +77,13 @@ def pages() -> dict[Path, str]:
 
 
 def _cells(name: str, entry: Norm) -> list[str]:
-    config = SCHEMAS["norm"][name]()
-    nbs = config.normalization_batch_size(BATCH_SIZE, RANKS)  # type: ignore[attr-defined]
-    least = SCHEMAS["norm"][name](**({"ghost_batch_size": 1} if name == "ghost_bn" else {}))
+    schema: Any = SCHEMAS["norm"][name]
+    nbs = schema().normalization_batch_size(BATCH_SIZE, RANKS)
+    least = schema(**({"ghost_batch_size": 1} if name == "ghost_bn" else {}))
     trains = entry.values is None or entry.values((1, 16, 1, 1), least, 1) > 1
     return [
         f"[`{name}`](#{name})",
-        summary(type(config)),
+        summary(schema),
         _yes(entry.needs_batch),
         _yes(entry.needs_ranks),
         entry.running_statistics.value,

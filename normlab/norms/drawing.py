@@ -1,5 +1,7 @@
 """A small picture of what a norm's statistics are made of, drawn from its layer's derivative."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -20,9 +22,10 @@ def statistics_of(norm: str) -> Tensor:
     Sample i is of rank i % RANKS. The layer is the norm's own, and what is looked at its derivative.
     """
     generator = torch.Generator().manual_seed(0)
-    config = SCHEMAS["norm"][norm](**SETTINGS.get(norm, {}))
+    schema: Any = SCHEMAS["norm"][norm]
+    config = schema(**SETTINGS.get(norm, {}))
     pair = nn.Sequential(nn.BatchNorm2d(CHANNELS, dtype=torch.float64), nn.ReLU())
-    layer = convert_norms(pair, config, virtual_ranks=RANKS)[0]  # type: ignore[arg-type, index]
+    layer = convert_norms(pair, config, virtual_ranks=RANKS)[0]  # type: ignore[index]
     for name, parameter in layer.named_parameters():
         # A threshold that is met hides what is under it; a mixture of one part only hides the others.
         parameter.data.fill_({"tau": -100.0, "gate": 0.5}.get(name, 0.9))
