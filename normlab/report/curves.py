@@ -38,7 +38,7 @@ def mean_curve(study: Study, cell: Cell, tag: str) -> MeanCurve | None:
     Seeds of one cell log at the same samples_seen, unless log_every was changed between them; then they are
     interpolated, linearly.
     """
-    curves = [c for run in _runs(cell, "finished") if (c := curve_of(study, run, tag)) is not None]
+    curves = _curves(study, cell, tag, finished=True)
     if not curves:
         return None
     start, end = max(seen[0] for seen, _ in curves), min(seen[-1] for seen, _ in curves)
@@ -63,9 +63,9 @@ def _stretches(samples_seen: Floats, values: Floats) -> tuple[Floats, Floats]:
 
 def unfinished_curves(study: Study, cell: Cell, tag: str) -> list[tuple[Floats, Floats]]:
     """Each by itself, as far as it came: they end at other samples, so a mean would jump where one ends."""
-    runs = _runs(cell, "diverged", "running", "stale", "failed")
-    return [_stretches(*curve) for run in runs if (curve := curve_of(study, run, tag)) is not None]
+    return [_stretches(*curve) for curve in _curves(study, cell, tag, finished=False)]
 
 
-def _runs(cell: Cell, *states: str) -> list[str]:
-    return [run["run"] for run in cell.runs if run["state"] in states]
+def _curves(study: Study, cell: Cell, tag: str, *, finished: bool) -> list[tuple[Floats, Floats]]:
+    runs = [run["run"] for run in cell.runs if (run["state"] == "finished") == finished]
+    return [curve for run in runs if (curve := curve_of(study, run, tag)) is not None]

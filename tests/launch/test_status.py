@@ -17,6 +17,7 @@ from launch.status import main, read_status, status_table
 from normlab.console import duration, plain_console
 from normlab.run import name_run
 from normlab.run_files import read_progress
+from normlab.run_state import STATES
 from normlab.squeue import QueuedJob
 from tests.processes import ROOT
 from tests.runs import typed
@@ -261,6 +262,12 @@ def test_a_reader_that_leaves_ends_the_command_quietly(make_run, tmp_path):
     )
     os.close(write)
     assert "BrokenPipe" not in done.stderr
+
+
+def test_the_documentation_explains_every_state():
+    section = (ROOT / "docs" / "sweeps.md").read_text().partition("## States")[2]
+    explained = [line.split("|")[1] for line in section.splitlines() if line.startswith("| ")][1:]
+    assert sorted(" ".join(explained).replace(",", "").split()) == sorted(STATES)
 
 
 def test_durations_are_short():

@@ -1,5 +1,9 @@
 """Figures, asked what they draw: no picture is compared."""
 
+import json
+import os
+import socket
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -192,6 +196,16 @@ def test_a_curve_is_the_mean_at_equal_samples_seen_within_its_seeds(tmp_path):
     assert [line.get_linestyle() for line in panel.lines] == ["-", ":"]
     np.testing.assert_allclose(panel.lines[0].get_ydata(), [80, 60, 30])
     np.testing.assert_allclose(panel.lines[1].get_ydata(), [20, 100])
+
+
+def test_a_run_that_has_begun_has_a_dotted_curve_while_it_waits_to_go_on(tmp_path):
+    begun = make_run(tmp_path, status=None, curve={10: 0.1, 20: 0.3})
+    here = {"launcher": "local", "host": socket.gethostname(), "pid": os.getpid()}
+    (begun / "launch.json").write_text(json.dumps(here))
+    study = Study(read(tmp_path))
+    assert list(study.runs["state"]) == ["queued"]
+    [curve] = learning_curves(study, "val/accuracy").figure.axes[0].lines
+    assert curve.get_linestyle() == ":"
 
 
 def test_seeds_that_logged_elsewhere_are_interpolated_where_both_have_been(tmp_path):
