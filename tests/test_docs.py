@@ -61,6 +61,11 @@ def test_the_site_links_to_nothing_outside_it(page):
     assert [link for link in LINK.findall(page.read_text()) if link.startswith("../")] == []
 
 
+def test_every_page_of_the_site_is_in_its_navigation():
+    navigation = re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(navigation) == [page.name for page in SITE]
+
+
 # --- commands and keys ----------------------------------------------------------------------------------
 
 
