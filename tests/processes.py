@@ -86,7 +86,13 @@ def descendants(pid: int) -> list[int]:
 
 
 def alive(pid: int) -> bool:
+    return born(pid) is not None
+
+
+def born(pid: int) -> int | None:
+    """When a living process started, in clock ticks since boot: with its id, the only one of all time."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except (FileNotFoundError, ProcessLookupError):  # gone before, or while it is read
-        return False
+        return None
+    return None if state == "Z" else int(fields[18])

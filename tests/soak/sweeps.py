@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from normlab.run_state import is_locked
-from tests.processes import TRAIN, alive, descendants
+from tests.processes import TRAIN, alive, born, descendants
 
 TINY = ["data.num_train=64", "data.num_test=16", "eval_batch_size=16", "eval_train_samples=16", "batch_size=8"]
 TINY += ["diagnostics_samples=16", "log_every=1", "epochs=1", "checkpoint_every_s=0", "threads=1"]
@@ -52,8 +52,8 @@ class Swept:
     starts: int = 0
     kills: Counter[str] = field(default_factory=Counter)
     samples: list[Sample] = field(default_factory=list)
-    everyone: set[int] = field(default_factory=set)
-    """All processes that were seen."""
+    everyone: set[tuple[int, int]] = field(default_factory=set)
+    """(process id, when it started) of all processes that were seen: ids come again."""
     first_results: dict[Path, tuple[int, int]] = field(default_factory=dict)
     """(inode, time) of each result.json of a run that finished, when it was first seen."""
 
@@ -81,7 +81,7 @@ class Swept:
 
     def look(self, sweep: int) -> int:
         """Remember what is to be seen just now. Returns how many runs have finished."""
-        self.everyone.update([sweep, *descendants(sweep)])
+        self.everyone.update((pid, started) for pid in (sweep, *descendants(sweep)) if (started := born(pid)))
         for path in self.folder.glob("runs/soak/*/result.json"):
             if path not in self.first_results and json.loads(path.read_text())["status"] == "finished":
                 self.first_results[path] = _identity(path)
@@ -134,7 +134,7 @@ class Swept:
 
     def until_gone(self) -> None:
         deadline = time.monotonic() + STALLED_S
-        while left := [pid for pid in self.everyone if alive(pid)] + _working_in(self.folder):
+        while left := [pid for pid, started in self.everyone if born(pid) == started] + _working_in(self.folder):
             assert time.monotonic() < deadline, f"processes that were left: {left}"
             time.sleep(0.05)
 
