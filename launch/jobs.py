@@ -239,14 +239,14 @@ def interrupted(job: Job, *words: str) -> Ended:
 
 
 def main_metric(job: Job, result: Mapping[str, Any]) -> str:
-    """What a sweep says of an ended run: "val/accuracy 0.5000"; nothing of one that diverged."""
+    """What a sweep says of an ended run: "val/accuracy 0.5000"; nothing where it diverged."""
     metric = job.run.config.returned_metric
     value = result["metrics"].get(metric)
     return "" if value is None else f"{metric} {value:.4f}"
 
 
 def announce(run: Run, launch: Mapping[str, Any]) -> None:
-    """Say in launch.json of the run's directory who is to train it; `launch.status` and result.json show it.
+    """Say in launch.json which process is to train the run; `launch.status` and result.json show it.
 
     {"launcher": "local", "host": ..., "pid": ...} or {"launcher": "slurm", "job_id": "12_3", ...}, with
     "total_samples" (for the time that is left) and whatever else the launcher wants to keep.

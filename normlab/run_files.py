@@ -113,7 +113,7 @@ def flat_settings(settings: dict[str, Any], prefix: str = "") -> dict[str, str |
 
 
 def flat_value(value: Any) -> str | bool | float:
-    """null is the word, to differ from a key that a run does not have; a list, or what no float holds, is text."""
+    """null as a word, unlike a key that a run does not have; lists, and numbers that no float holds, as text."""
     if value is None:
         return "null"
     return value if isinstance(value, str | bool) or is_number(value) else str(value)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from normlab.report.study import Cell, Study
 
 MOST_POINTS = 60
-"""Of a drawn curve; one that has more is drawn as means over as many stretches of samples_seen."""
+"""In a drawn curve; one that has more is drawn as means over that many stretches of samples_seen."""
 Floats = NDArray[np.float64]
 
 

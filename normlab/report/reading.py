@@ -33,24 +33,24 @@ _OWN = ("run", "directory", "study", "state", "detail", "problem")
 
 @dataclass
 class Records:
-    """What stands below `root`."""
+    """Every run below `root`."""
 
     root: Path
     runs: pd.DataFrame
-    """A row a run, in the order of their names:
+    """One row per run, in the order of their names:
 
     run            its directory, relative to `root`
     directory      the same, absolute
     study          the folder that it lies in
     state          one of `run_state.STATES`; unreadable too where config.yaml or result.json does not tell
     detail         a failed run's error, why it waits
-    problem        what could not be read of it
+    problem        which of its files could not be read, and why
     <setting>      every key of config.yaml: `batch_size`, `optim.lr`; `norm`, `model`, `data`, `optim` are names
-    <measured>     what result.json has besides: `images_per_second`, `normalization_batch_size`, `torch`
+    <measured>     everything else in result.json: `images_per_second`, `normalization_batch_size`, `torch`
     <metric>       its final metrics: `val/accuracy`
     """
     points: pd.DataFrame
-    """A row a logged point: run, step, samples_seen, epoch, and a column a metric."""
+    """One row per logged point: run, step, samples_seen, epoch, and one column per metric."""
     settings: list[str]
     """The columns of `runs` that come from config.yaml."""
     metrics: list[str]
@@ -72,10 +72,10 @@ class _RunFiles:
 
 
 def load(path: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(runs, points) of every run below `path`: a row a run, and a row a logged point.
+    """(runs, points) of every run below `path`: one row per run, and one per logged point.
 
     `runs` has every setting of config.yaml by its key, `state`, what result.json measured, and the final
-    metrics; `points` has run, step, samples_seen, epoch and a column a metric. `points.merge(runs, on="run")`
+    metrics; `points` has run, step, samples_seen, epoch and one column per metric. `points.merge(runs, on="run")`
     joins them. A file that cannot be read leaves its run in `runs`, named in the column `problem`.
     Raises: ConfigError where there is no such folder, or no run in it.
     """
@@ -113,7 +113,7 @@ def _row(name: str, one: _RunFiles) -> dict[str, Any]:
     own = {
         "run": name,
         "directory": str(one.directory.resolve()),
-        "study": one.directory.resolve().parent.name,  # of config.yaml it may be null, or moved since
+        "study": one.directory.resolve().parent.name,  # config.yaml may say null, or the folder was moved since
         "state": one.state,
         "detail": one.detail,
         "problem": "; ".join(one.problems),
@@ -187,7 +187,7 @@ def _points_table(names: list[str], files: list[_RunFiles]) -> pd.DataFrame:
 
 
 def _numbers(values: list[Any]) -> tuple[NDArray[np.float64], bool]:
-    """(values, nan where there is none; whether each is a number, or null)."""
+    """(values, nan where there is none; whether each is a number or null)."""
     try:
         numbers = np.array(values, dtype=np.float64)
         if numbers.ndim == 1:  # not so where all are lists
