@@ -7,6 +7,7 @@ import signal
 import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -56,12 +57,21 @@ class RankPool:
         store = os.path.join(self._folder.name, f"store{self._calls}")
         request = pickle.dumps((function, args, world_size, store))
         for pipe in self._pipes[:world_size]:
-            pipe.send_bytes(request)
-        answers = [_answer(pipe) for pipe in self._pipes[:world_size]]
+            with suppress(BrokenPipeError):  # it has ended, which `_answer` tells
+                pipe.send_bytes(request)
+        answers = [self._answer(rank) for rank in range(world_size)]
         failures = [f"rank {rank} of {world_size}:\n{error}" for rank, (error, _) in enumerate(answers) if error]
         if failures:
             raise RuntimeError("\n".join(failures))
         return [value for _, value in answers]
+
+    def _answer(self, rank: int) -> tuple[str, Any]:
+        try:
+            error, value = pickle.loads(self._pipes[rank].recv_bytes())
+        except (EOFError, ConnectionResetError):
+            self._processes[rank].join()
+            return f"it ended with exit code {self._processes[rank].exitcode}", None
+        return error, value
 
     def close(self) -> None:
         for pipe in self._pipes:
@@ -80,14 +90,6 @@ class RankPool:
             for process in self._processes:
                 process.kill()
         self.close()
-
-
-def _answer(pipe: Connection) -> tuple[str, Any]:
-    try:
-        error, value = pickle.loads(pipe.recv_bytes())
-    except EOFError:
-        return "it ended without an answer", None
-    return error, value
 
 
 def _serve(rank: int, device: str, threads: int | None, pipe: Connection) -> None:

@@ -36,9 +36,11 @@ def test_a_failure_is_told_with_its_rank_and_the_pool_can_be_used_again(ranks):
 
 
 def dies(rank):
-    os._exit(1)
+    os._exit(7)
 
 
-def test_a_rank_that_dies_is_an_error():
-    with pytest.raises(RuntimeError, match="rank 0 of 1:\nit ended without an answer"), RankPool(1) as pool:
-        pool.run(dies, world_size=1)
+def test_a_rank_that_dies_is_an_error_in_that_call_and_in_later_ones():
+    with RankPool(1) as pool:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="rank 0 of 1:\nit ended with exit code 7"):
+                pool.run(dies, world_size=1)
