@@ -82,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("study", type=Path, help="the study's folder: runs/rates")
     args = parser.parse_args(arguments)
+    if not args.study.is_dir():
+        parser.error(f"there is no folder {args.study}")
     folder = HERE / args.study.name
     print(f"{publish(args.study, folder)} runs in {folder}")
 

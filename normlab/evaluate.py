@@ -18,7 +18,7 @@ from torch import nn
 from normlab import checkpoint, data
 from normlab.config import Config, ConfigError, SyncBatchNormConfig, identity
 from normlab.config.saved import read_saved
-from normlab.data.dataset import Dataset
+from normlab.data.dataset import Dataset, Split
 from normlab.distributed import Ranks, choose_device
 from normlab.evaluator import Buffers, Evaluator
 from normlab.models import build_model
@@ -26,6 +26,7 @@ from normlab.norms import convert_norms
 from normlab.norms.running_stats import RankStatistics
 from normlab.numerics import Numerics
 from normlab.run import name_run
+from normlab.run_files import flat_settings
 from normlab.tasks import build_task
 
 DESCRIPTION = """\
@@ -69,15 +70,16 @@ def evaluate_run(directory: Path, changes: Sequence[str], splits: Sequence[str] 
     cfg = read_saved(directory / "config.yaml", changes)
     _check_changes(trained, cfg)
     assert cfg.world_size is not None
-    dataset = data.load(cfg.data)
-    run = name_run(
-        trained, world_size=cfg.world_size, study=trained.study or "", data_fingerprint=dataset.fingerprint
-    )
     path = directory / "checkpoint.pt"
     try:
         state = checkpoint.load(path)
     except FileNotFoundError:
         raise ConfigError(f"{path} is not there; give the directory of a run that has been trained.") from None
+    dataset = data.load(cfg.data)
+    chosen = _choose_splits(dataset, splits)
+    run = name_run(
+        trained, world_size=cfg.world_size, study=trained.study or "", data_fingerprint=dataset.fingerprint
+    )
     ranks = Ranks(0, 1, 1, choose_device(cfg.device, 1))
     ranks.set_threads(cfg.threads)
     numerics = Numerics.of(cfg.precision, ranks.device, channels_last=cfg.channels_last)
@@ -95,10 +97,7 @@ def evaluate_run(directory: Path, changes: Sequence[str], splits: Sequence[str] 
     )
     buffers = _restore(module, state, evaluator)
     metrics: dict[str, float] = {}
-    for name in splits or [name for name in ("val", "test") if getattr(dataset, name) is not None]:
-        split = getattr(dataset, name)
-        if split is None:
-            raise ConfigError(f"--split {name}: {cfg.data.name} has no {name} split.")
+    for name, split in chosen.items():
         limit = cfg.eval_train_samples if name == "train" else None
         sums = evaluator.split(split, buffers, limit=limit)
         metrics |= {f"{name}/{metric}": value for metric, value in evaluator.task.metrics(sums).items()}
@@ -106,22 +105,24 @@ def evaluate_run(directory: Path, changes: Sequence[str], splits: Sequence[str] 
     return Evaluation(str(directory), run.hash, list(changes), samples_seen, metrics)
 
 
+def _choose_splits(dataset: Dataset, names: Sequence[str]) -> dict[str, Split]:
+    """Raises: ConfigError for a split that the data do not have."""
+    there = {name: split for name in SPLITS if (split := getattr(dataset, name)) is not None}
+    for name in names:
+        if name not in there:
+            raise ConfigError(f"--split {name}: these data have none; choose from {', '.join(there)}.")
+    return {name: there[name] for name in names or ("val", "test") if name in there}
+
+
 def _check_changes(trained: Config, cfg: Config) -> None:
     """Raises: ConfigError for a change after which training would have ended elsewhere."""
-    before, after = (_flat(identity(one)) for one in (trained, cfg))
+    before, after = (flat_settings(identity(one)) for one in (trained, cfg))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and key not in EVALUATION_ONLY:
             raise ConfigError(
                 f"{key} is part of what was trained, so a run cannot be evaluated with another; "
                 f"change only {', '.join(sorted(EVALUATION_ONLY))}, or keys that change no result."
             )
-
-
-def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def _converted(cfg: Config, dataset: Dataset) -> nn.Module:

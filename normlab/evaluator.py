@@ -210,7 +210,7 @@ class Evaluator:
     def metrics(
         self, buffers: Buffers, *, final: bool, stop_signal: Callable[[], int] = lambda: 0
     ) -> dict[str, float]:
-        """Of val, what the task is judged by of training samples, and at the very end of test.
+        """The metrics of val, the main metric on training samples, and at the very end the metrics of test.
 
         `val_sums` then holds the sums that the metrics of val were made of.
         Raises: Stopped between two batches, once a rank has a stop signal.

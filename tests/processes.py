@@ -27,9 +27,10 @@ def until(condition: Callable[[], object]) -> None:
         sleep(0.02)
 
 
-def hear_hangups() -> None:
-    """In a child: take SIGHUP as a terminal's processes do, also where the tests themselves run under nohup."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def hear_signals() -> None:
+    """In a child: take signals as a terminal's processes do, also where the tests run under nohup or with an &."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class Job:
@@ -46,7 +47,7 @@ class Job:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=hear_hangups,
+            preexec_fn=hear_signals,
         )
 
     def end(self) -> tuple[int, str, str]:

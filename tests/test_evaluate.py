@@ -9,6 +9,7 @@ import pytest
 
 from normlab.config import ConfigError
 from normlab.evaluate import evaluate_run, main
+from normlab.evaluator import Evaluator
 from tests.runs import EXACT, run_training
 
 SHORT = [*EXACT, "epochs=1", "batch_size=4", "diagnostics=false"]
@@ -75,6 +76,12 @@ def test_what_would_be_another_run_is_refused(changes, message, trained_once):
 @pytest.fixture(scope="module")
 def trained_once(tmp_path_factory):
     return trained_here(tmp_path_factory.mktemp("runs"), "norm=bn")["run"].directory
+
+
+def test_a_split_that_the_data_lack_is_refused_before_anything_is_evaluated(trained_once, monkeypatch):
+    monkeypatch.setattr(Evaluator, "split", None)
+    with pytest.raises(ConfigError, match="--split test: these data have none; choose from val, train"):
+        evaluate_run(trained_once, [], ["val", "test"])
 
 
 def test_what_is_not_there_is_named(trained_once, tmp_path, capsys):

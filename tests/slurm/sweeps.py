@@ -12,6 +12,7 @@ from launch.jobs import Job
 from normlab import checkpoint
 from normlab.run import name_run
 from normlab.run_files import find_runs
+from tests.processes import hear_signals
 from tests.runs import typed
 from tests.slurm.cluster import PATIENCE_S, Cluster, until
 
@@ -55,6 +56,7 @@ class Sweep:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=hear_signals,
         ) as process:
             try:
                 yield process
