@@ -27,17 +27,11 @@ from launch.environment import choose_world_size, rank_environment, spin_briefly
 from launch.jobs import refuse_inside_rank, study_name, sweep_record, sweep_value
 from launch.plugins import accept_hydras_help, register_launchers
 from launch.process import RUN_IS_BUSY, USER_ERROR
-from normlab.config import (
-    Config,
-    ConfigError,
-    check_hydra_keys,
-    check_overrides,
-    explain,
-    register_schemas,
-    to_typed,
-)
+from normlab.config import Config, ConfigError
+from normlab.config.mistakes import check_hydra_keys, check_overrides, explain, to_typed
 from normlab.config.saved import NAME as OF_A_RUN
 from normlab.config.saved import register_saved
+from normlab.config.schema import register_schemas
 from normlab.run import Run
 
 CONF = str(Path(__file__).parent / "conf")

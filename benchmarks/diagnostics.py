@@ -20,7 +20,11 @@ from typing import Any
 import torch
 
 from normlab import data
-from normlab.config import BatchNormConfig, CifarResNetConfig, Config, SgdConfig, ShapesConfig
+from normlab.config import Config
+from normlab.config.data import ShapesConfig
+from normlab.config.model import CifarResNetConfig
+from normlab.config.norm import BatchNormConfig
+from normlab.config.optim import SgdConfig
 from normlab.data.dataset import Dataset
 from normlab.distributed import Ranks, available_cores
 from normlab.evaluator import Evaluator

@@ -6,19 +6,19 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from normlab.config import (
+from normlab.config import Config
+from normlab.config.data import ShapesConfig
+from normlab.config.model import CifarResNetConfig
+from normlab.config.norm import (
     BatchNormConfig,
-    CifarResNetConfig,
-    Config,
     GroupNormConfig,
     InstanceNormConfig,
     LayerNormConfig,
     NormConfig,
-    SgdConfig,
-    ShapesConfig,
     SyncBatchNormConfig,
-    plain,
 )
+from normlab.config.optim import SgdConfig
+from normlab.config.schema import plain
 
 NORMS: tuple[NormConfig, ...] = (
     BatchNormConfig(),

@@ -18,7 +18,12 @@ import torch
 import torch.nn.functional as F
 
 from normlab import data
-from normlab.config import BatchNormConfig, CifarResNetConfig, Config, Precision, SgdConfig, ShapesConfig
+from normlab.config import Config
+from normlab.config.config import Precision
+from normlab.config.data import ShapesConfig
+from normlab.config.model import CifarResNetConfig
+from normlab.config.norm import BatchNormConfig
+from normlab.config.optim import SgdConfig
 from normlab.data.dataset import Dataset
 from normlab.distributed import Ranks, available_cores
 from normlab.logger import FileLogger

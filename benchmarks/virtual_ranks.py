@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from normlab.bench.ranks import RankPool
-from normlab.config import BatchNormConfig, CifarResNetConfig, NormConfig, SyncBatchNormConfig
+from normlab.config.model import CifarResNetConfig
+from normlab.config.norm import BatchNormConfig, NormConfig, SyncBatchNormConfig
 from normlab.distributed import available_cores
 from normlab.models import build_model
 from normlab.norms import convert_norms

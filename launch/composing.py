@@ -12,7 +12,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from normlab.config import SCHEMAS, Config
+from normlab.config import Config
+from normlab.config.section import SCHEMAS
 
 
 class Composer:

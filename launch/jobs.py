@@ -26,7 +26,10 @@ from launch.composing import Composer
 from launch.environment import rank_environment
 from launch.norm_options import leave_out_options_of_others, swept_norms
 from normlab.atomic import atomic_write
-from normlab.config import Config, ConfigError, DataConfig, explain, plain, to_typed
+from normlab.config import Config, ConfigError
+from normlab.config.data import DataConfig
+from normlab.config.mistakes import explain, to_typed
+from normlab.config.schema import plain
 from normlab.console import show_loading
 from normlab.run import Run, writable
 from normlab.run_files import read_result

@@ -7,7 +7,8 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, flag_override
 
-from normlab.config import SCHEMAS, unknown_keys
+from normlab.config.mistakes import unknown_keys
+from normlab.config.section import SCHEMAS
 
 
 def swept_norms(master_config: DictConfig, config_loader: ConfigLoader) -> list[str]:

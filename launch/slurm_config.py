@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 from launch.commit import ROOT
 from launch.geometry import Geometry, fit
 from launch.jobs import Job
-from normlab.config import ConfigError, Device, Section, setting
+from normlab.config import ConfigError
+from normlab.config.config import Device
+from normlab.config.section import Section, setting
 
 
 @dataclass(kw_only=True)

@@ -14,7 +14,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from normlab.config import ConfigError, Device
+from normlab.config import ConfigError
+from normlab.config.config import Device
 
 T = TypeVar("T")
 

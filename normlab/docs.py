@@ -16,9 +16,9 @@ import yaml
 from launch import slurm_config
 from launch.plugins import register_launchers
 from normlab.atomic import atomic_write
-from normlab.config import SCHEMAS, Config
+from normlab.config import Config
 from normlab.config.schema import MODULES, Key, documented_keys, summary
-from normlab.config.section import LARGEST_INT, in_words
+from normlab.config.section import LARGEST_INT, SCHEMAS, in_words
 from normlab.markdown import markdown_table
 from normlab.norms import docs as norm_pages
 

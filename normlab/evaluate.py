@@ -16,8 +16,10 @@ import torch
 from torch import nn
 
 from normlab import checkpoint, data
-from normlab.config import Config, ConfigError, SyncBatchNormConfig, identity
+from normlab.config import Config, ConfigError
+from normlab.config.norm import SyncBatchNormConfig
 from normlab.config.saved import read_saved
+from normlab.config.schema import identity
 from normlab.data.dataset import Dataset, Split
 from normlab.distributed import Ranks, choose_device
 from normlab.evaluator import Buffers, Evaluator
@@ -85,16 +87,8 @@ def evaluate_run(directory: Path, changes: Sequence[str], splits: Sequence[str] 
     numerics = Numerics.of(cfg.precision, ranks.device, channels_last=cfg.channels_last)
     module = numerics.module(_converted(cfg, dataset))
     checkpoint.check(path, state, run.hash, run.steps(len(dataset.train))[1], module)
-    evaluator = Evaluator(
-        module,
-        cfg,
-        dataset,
-        ranks,
-        build_task(cfg, dataset, ranks.device),
-        data.augmentation(cfg.data, dataset),
-        [],
-        numerics,
-    )
+    task = build_task(cfg, dataset, ranks.device)
+    evaluator = Evaluator(module, cfg, dataset, ranks, task, data.inputs(cfg.data, dataset, numerics))
     buffers = _restore(module, state, evaluator)
     metrics: dict[str, float] = {}
     for name, split in chosen.items():

@@ -11,9 +11,9 @@ from torch import nn
 from torch.func import functional_call
 
 from normlab import pictures
-from normlab.config import BatchNormConfig, Config, RunningStats
-from normlab.data.augment import Augmentation
-from normlab.data.batches import eval_batches, precise_batches
+from normlab.config import Config
+from normlab.config.norm import BatchNormConfig, RunningStats
+from normlab.data.batches import Inputs, eval_batches, precise_batches
 from normlab.data.dataset import Dataset, Split
 from normlab.data.order import fixed_permutation
 from normlab.distributed import Ranks
@@ -104,13 +104,13 @@ class Evaluator:
         dataset: Dataset,
         ranks: Ranks,
         task: Task,
-        augmentation: Augmentation,
-        norm_names: Sequence[str],
-        numerics: Numerics,
+        inputs: Inputs,
+        norm_names: Sequence[str] = (),
     ) -> None:
+        """`norm_names`: the layers that `diagnose` looks at."""
         self.module, self.cfg, self.dataset, self.ranks = module, cfg, dataset, ranks
-        self.task, self.augmentation, self.norm_names = task, augmentation, norm_names
-        self.numerics = numerics
+        self.task, self.inputs, self.norm_names = task, inputs, norm_names
+        self.numerics = inputs.numerics
 
     def buffers(self) -> tuple[Buffers, dict[str, float]]:
         """Copies of rank 0's buffers with the policy's running statistics (C,), and the ranks' spread."""
@@ -152,16 +152,12 @@ class Evaluator:
         """This rank's batches of `samples` samples of a split, in whole chunks, at the training's size."""
         batches = precise_batches(
             split,
-            self.augmentation,
-            self.dataset.mean_C,
-            self.dataset.std_C,
+            self.inputs,
+            self.ranks,
             seed=self.cfg.seed,
             samples=samples,
             chunk_size=self._chunk_size(),
             chunks_per_batch=max(1, self.cfg.eval_batch // self._chunk_size()),
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-            numerics=self.numerics,
         )
         return in_rounds(batches, self.ranks, stop_signal)
 
@@ -243,8 +239,7 @@ class Evaluator:
         with evaluating(self.module), self.numerics.autocast:
             for index_1 in fixed_permutation(len(val))[:NUM_PICTURES].split(1):
                 images_BHWC, labels_BHW = val.take(index_1)
-                images_BCHW = self.numerics.images(images_BHWC, self.dataset.mean_C, self.dataset.std_C)
-                output = functional_call(self.module, buffers, (images_BCHW,))
+                output = functional_call(self.module, buffers, (self.inputs.normalised(images_BHWC),))
                 drawn.append((images_BHWC[0], labels_BHW[0], output["out"][0].argmax(0).cpu()))
         return drawn
 
@@ -257,21 +252,6 @@ class Evaluator:
         limit: int | None = None,
     ) -> torch.Tensor:
         """The task's sums over one split, or over `limit` of its samples. Raises: Stopped."""
-        batches = eval_batches(
-            split,
-            self.dataset.mean_C,
-            self.dataset.std_C,
-            batch_size=self.cfg.eval_batch,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-            numerics=self.numerics,
-            limit=limit,
-        )
-        return evaluate(
-            self.module,
-            buffers,
-            in_rounds(batches, self.ranks, stop_signal),
-            self.ranks,
-            self.task,
-            self.numerics,
-        )
+        batches = eval_batches(split, self.inputs, self.ranks, batch_size=self.cfg.eval_batch, limit=limit)
+        rounds = in_rounds(batches, self.ranks, stop_signal)
+        return evaluate(self.module, buffers, rounds, self.ranks, self.task, self.numerics)

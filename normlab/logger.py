@@ -13,7 +13,8 @@ from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from normlab.atomic import atomic_write, sync
-from normlab.config import ConfigError, plain
+from normlab.config import ConfigError
+from normlab.config.schema import plain
 from normlab.run import Run
 from normlab.run_files import flat_settings, read_points
 

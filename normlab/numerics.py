@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from normlab.config import Precision
+from normlab.config.config import Precision
 
 
 @dataclass(frozen=True)

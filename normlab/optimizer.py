@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from normlab.config import AdamWConfig, LrScaling, OptimConfig, Schedule, SgdConfig
+from normlab.config.optim import AdamWConfig, LrScaling, OptimConfig, Schedule, SgdConfig
+
+ParameterGroups = list[dict[str, Any]]
+"""As torch's optimizers take them."""
 
 
 def build_optimizer(model: nn.Module, cfg: OptimConfig, head: Collection[str] = ()) -> torch.optim.Optimizer:
@@ -28,17 +31,23 @@ def build_optimizer(model: nn.Module, cfg: OptimConfig, head: Collection[str] = 
             kind = "exempt" if parameter in exempt else "weight" if parameter.ndim > 1 else "norm"
             params_of.setdefault((factor, kind), []).append(parameter)
     decay = {"exempt": 0.0, "weight": cfg.weight_decay, "norm": norm_decay}
-    groups: list[dict[str, Any]] = [
+    groups: ParameterGroups = [
         {"params": params, "weight_decay": decay[kind], "lr_factor": factor}
         for (factor, kind), params in params_of.items()
     ]
-    # One kernel for a whole group: at small batches the Python loop over parameters is a cost that shows.
-    match cfg:
-        case SgdConfig():
-            return torch.optim.SGD(groups, cfg.lr, cfg.momentum, nesterov=cfg.nesterov, fused=True)
-        case AdamWConfig():
-            return torch.optim.AdamW(groups, cfg.lr, (cfg.beta1, cfg.beta2), cfg.eps, fused=True)
-    raise AssertionError(f"no builder for {type(cfg).__name__}")
+    optimizer: torch.optim.Optimizer = cfg.made_by()(cfg, groups)
+    return optimizer
+
+
+# fused: one kernel for a whole group. At small batches the Python loop over parameters is a cost that shows.
+
+
+def sgd(cfg: SgdConfig, groups: ParameterGroups) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, cfg.lr, cfg.momentum, nesterov=cfg.nesterov, fused=True)
+
+
+def adamw(cfg: AdamWConfig, groups: ParameterGroups) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, cfg.lr, (cfg.beta1, cfg.beta2), cfg.eps, fused=True)
 
 
 def _exempt_from_decay(model: nn.Module) -> set[nn.Parameter]:

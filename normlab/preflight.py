@@ -10,15 +10,10 @@ from torch import nn
 
 from normlab import data
 from normlab.checkpoint import load_tensors
-from normlab.config import (
-    BatchNormConfig,
-    Config,
-    ConfigError,
-    FrozenBatchNormConfig,
-    RunningStats,
-    SgdConfig,
-    plain,
-)
+from normlab.config import Config, ConfigError
+from normlab.config.norm import BatchNormConfig, FrozenBatchNormConfig, RunningStats
+from normlab.config.optim import SgdConfig
+from normlab.config.schema import plain
 from normlab.data.dataset import Dataset
 from normlab.data.listing import gigabytes
 from normlab.models import build_model, on_meta

@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from normlab.atomic import atomic_write, remove_unfinished
-from normlab.config import Config, ConfigError, identity, plain
+from normlab.config import Config, ConfigError
+from normlab.config.schema import identity, plain
 from normlab.run_files import read_result
 
 RESULTS_VERSION = 2

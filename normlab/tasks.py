@@ -5,7 +5,9 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 
-from normlab.config import ClassWeighting, Config, ConfigError, SegmentationConfig, SegmentationModelConfig
+from normlab.config import Config, ConfigError
+from normlab.config.data import ClassWeighting, SegmentationConfig
+from normlab.config.model import SegmentationModelConfig
 from normlab.data.dataset import IGNORED, Dataset, MaskedImages
 from normlab.metrics import confusion_matrix, iou_metrics
 

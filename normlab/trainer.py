@@ -66,20 +66,16 @@ class Trainer:
         self.steps_per_epoch, self.total_steps = run.steps(len(dataset.train))
         self.numerics = Numerics.of(cfg.precision, ranks.device, channels_last=cfg.channels_last)
         self.task = build_task(cfg, dataset, ranks.device)
-        augmentation = data.augmentation(cfg.data, dataset)
+        inputs = data.inputs(cfg.data, dataset, self.numerics)
         self.batches = TrainBatches(
             dataset.train,
-            dataset.mean_C,
-            dataset.std_C,
+            inputs,
             seed=cfg.seed,
             batch_size=cfg.batch_size,
             accumulate=cfg.accumulate,
             logical_ranks=cfg.logical_ranks(ranks.world_size),
-            first_logical_rank=ranks.rank * cfg.virtual_ranks,
-            num_logical_ranks_here=cfg.virtual_ranks,
-            augmentation=augmentation,
+            ranks_here=range(ranks.rank * cfg.virtual_ranks, (ranks.rank + 1) * cfg.virtual_ranks),
             augment=cfg.data.augment,
-            numerics=self.numerics,
         )
         self.norms: list[NormLayer] = []
         model = build_model(cfg.model, len(dataset.classes), seed=cfg.seed)
@@ -107,16 +103,8 @@ class Trainer:
                 gradient_as_bucket_view=True,
             )
         self.model = torch.compile(self.ddp) if cfg.compile else self.ddp
-        self.evaluator = Evaluator(
-            self.module,
-            cfg,
-            dataset,
-            ranks,
-            self.task,
-            augmentation,
-            [row.name for row in self.norms if row.now != LEFT_ALONE],
-            self.numerics,
-        )
+        converted = [row.name for row in self.norms if row.now != LEFT_ALONE]
+        self.evaluator = Evaluator(self.module, cfg, dataset, ranks, self.task, inputs, converted)
         self.evaluated: Buffers = {}
         self.spread: dict[str, float] = {}
         self.evaluated_step = -1

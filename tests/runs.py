@@ -9,7 +9,10 @@ from hydra import compose, initialize_config_dir
 
 from launch.plugins import register_launchers
 from normlab import data
-from normlab.config import SCHEMAS, Config, register_schemas, to_typed
+from normlab.config import Config
+from normlab.config.mistakes import to_typed
+from normlab.config.schema import register_schemas
+from normlab.config.section import SCHEMAS
 from normlab.distributed import Ranks
 from normlab.logger import Logger
 from normlab.preflight import plan

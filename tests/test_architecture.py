@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from normlab.config.section import SCHEMAS
+from normlab.config.section import imported as named
+
 ROOT = Path(__file__).parents[1]
 
 # Each room may import from those before it, and from itself.
@@ -80,3 +83,8 @@ def test_imports_run_one_way():
 def test_what_a_login_node_imports_has_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in SCHEMAS for name in SCHEMAS[group]])
+def test_each_choice_names_what_makes_it(group, name):
+    assert callable(named(SCHEMAS[group][name].builder))

@@ -12,8 +12,10 @@ import torch
 from hydra.errors import HydraException
 
 from normlab import data
-from normlab.config import SCHEMAS, Config, ConfigError, GroupNormConfig, describe_keys, identity
-from normlab.config.schema import MODULES, default_of
+from normlab.config import Config, ConfigError
+from normlab.config.norm import GroupNormConfig
+from normlab.config.schema import MODULES, default_of, describe_keys, identity
+from normlab.config.section import SCHEMAS
 from normlab.models import build_model, on_meta
 from normlab.norms import convert_norms
 from normlab.optimizer import build_optimizer

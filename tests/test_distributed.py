@@ -5,7 +5,8 @@ import torch
 import torch.distributed as dist
 
 from normlab import distributed
-from normlab.config import ConfigError, Device
+from normlab.config import ConfigError
+from normlab.config.config import Device
 from normlab.distributed import choose_device, join
 from tests.runs import ranks_here
 

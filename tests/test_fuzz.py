@@ -23,17 +23,11 @@ from omegaconf.errors import OmegaConfBaseException
 from launch.jobs import study_name
 from launch.plugins import register_launchers
 from normlab import data
-from normlab.config import (
-    SCHEMAS,
-    Config,
-    ConfigError,
-    DataConfig,
-    check_overrides,
-    explain,
-    register_schemas,
-    to_typed,
-)
-from normlab.data import _read as read_source
+from normlab.config import Config, ConfigError
+from normlab.config.data import DataConfig
+from normlab.config.mistakes import check_overrides, explain, to_typed
+from normlab.config.schema import register_schemas
+from normlab.config.section import SCHEMAS, imported
 from normlab.preflight import plan
 from tests.runs import CONF, choices
 
@@ -153,7 +147,7 @@ class Planner:
         self.composed: dict[tuple[str, ...], DictConfig] = {}
         self.sources: dict[str, Any] = {}
         self.planned = self.refused = 0
-        monkeypatch.setattr(data, "_read", self.read_source)
+        monkeypatch.setattr(DataConfig, "made_by", lambda cfg: self.read_source)
 
     def read_source(self, cfg: DataConfig, on_progress: Any) -> Any:
         if hasattr(cfg, "download"):
@@ -162,7 +156,7 @@ class Planner:
             cfg = replace(cfg, num_train=min(cfg.num_train, 80), num_test=min(cfg.num_test, 20))
         key = repr(replace(cfg, train_samples=None, val_fraction=0.0))
         if key not in self.sources:
-            self.sources[key] = read_source(cfg, on_progress)
+            self.sources[key] = imported(cfg.builder)(cfg, on_progress)
         return self.sources[key]
 
     def compose(self, words: list[str]) -> tuple[DictConfig, str]:

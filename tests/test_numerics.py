@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from normlab.config import Precision
+from normlab.config.config import Precision
 from normlab.numerics import Numerics
 
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from normlab.config import AdamWConfig, LrScaling, Schedule, SgdConfig
+from normlab.config.optim import AdamWConfig, LrScaling, Schedule, SgdConfig
 from normlab.norms import NORMS, convert_norms
 from normlab.optimizer import LearningRate, build_optimizer, scaled_lr
 from tests.norms.configs import config

@@ -3,7 +3,11 @@
 import pytest
 
 from normlab import data
-from normlab.config import CifarResNetConfig, Config, ConfigError, GroupNormConfig, SgdConfig, ShapesConfig
+from normlab.config import Config, ConfigError
+from normlab.config.data import ShapesConfig
+from normlab.config.model import CifarResNetConfig
+from normlab.config.norm import GroupNormConfig
+from normlab.config.optim import SgdConfig
 from normlab.preflight import plan
 from tests.runs import typed
 

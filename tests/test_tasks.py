@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from normlab import data
-from normlab.config import ClassWeighting, ConfigError, ShapesSegConfig
+from normlab.config import ConfigError
+from normlab.config.data import ClassWeighting, ShapesSegConfig
 from normlab.data.dataset import IGNORED
 from normlab.tasks import Classification, Segmentation, class_weights
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from normlab.config import RunningStats
+from normlab.config.norm import RunningStats
 from tests.runs import EXACT, Recorder, build
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}

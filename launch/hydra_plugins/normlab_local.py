@@ -10,7 +10,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from launch.jobs import make_sweep_folder, refuse_inside_rank
-from normlab.config import ConfigError, check_hydra_keys
+from normlab.config import ConfigError
+from normlab.config.mistakes import check_hydra_keys
 
 
 @dataclass

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from launch.jobs import make_sweep_folder, refuse_inside_rank
 from launch.slurm_config import SlurmConfig
-from normlab.config import check_hydra_keys
+from normlab.config.mistakes import check_hydra_keys
 
 ConfigStore.instance().store(group="hydra/launcher", name="slurm", node=SlurmConfig, provider="normlab")
 

@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from normlab.bench import norms, page
-    from normlab.config import Device
+    from normlab.config.config import Device
     from normlab.distributed import choose_device, fallback_note
 
     asked, most = Device(args.device), max(args.world_sizes)

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from normlab.config import SCHEMAS, NormConfig
+from normlab.config.norm import NormConfig
+from normlab.config.section import SCHEMAS
 from normlab.norms import convert_norms
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from normlab.atomic import atomic_write
-from normlab.config import CifarResNetConfig, Stem, TorchvisionConfig
+from normlab.config.model import CifarResNetConfig, Stem, TorchvisionConfig
 from normlab.console import plain_console, print_table
 from normlab.markdown import escape, markdown_table
 from normlab.models import build_model, on_meta

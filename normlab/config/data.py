@@ -52,6 +52,8 @@ class DataConfig(Choice):
 class ShapesConfig(DataConfig):
     """Pictures of ten shapes, 32x32 RGB, drawn in the process: nothing to download."""
 
+    builder = "normlab.data.shapes:read"
+
     name: str = "shapes"
 
     num_train: int = setting(8000, minimum=10, maximum=1_000_000)
@@ -66,6 +68,7 @@ class ShapesConfig(DataConfig):
 class CifarConfig(DataConfig):
     """CIFAR-10 or CIFAR-100 (Krizhevsky 2009), through torchvision."""
 
+    builder = "normlab.data.cifar:read"
     names: ClassVar[tuple[str, ...] | None] = ("cifar10", "cifar100")
 
     name: str = "cifar10"
@@ -81,6 +84,8 @@ class CifarConfig(DataConfig):
 @dataclass(kw_only=True)
 class ImageFolderConfig(DataConfig):
     """Class folders of images under train/ and test/ (or val/)."""
+
+    builder = "normlab.data.image_folder:read"
 
     name: str = "image_folder"
 
@@ -158,6 +163,8 @@ class SegmentationConfig(DataConfig):
 class ShapesSegConfig(SegmentationConfig):
     """Pictures of several of the ten shapes, 64x64 RGB, drawn in the process, with a class for each pixel."""
 
+    builder = "normlab.data.shapes_seg:read"
+
     name: str = "shapes_seg"
 
     crop_size: int = setting(64, minimum=8, maximum=4096)
@@ -195,6 +202,8 @@ class MaskFolderConfig(MaskFilesConfig):
     A mask has its picture's name (any suffix) and holds the class index, or the colour, of each pixel.
     """
 
+    builder = "normlab.data.mask_folder:read"
+
     name: str = "mask_folder"
 
     root: str | None = setting(None, identity=False)
@@ -218,6 +227,7 @@ class MaskFolderConfig(MaskFilesConfig):
 class TorchvisionMasksConfig(MaskFilesConfig):
     """Pascal VOC 2012, Cityscapes (fine) or Oxford-IIIT Pet, through torchvision."""
 
+    builder = "normlab.data.torchvision_masks:read"
     in_yaml: ClassVar[bool] = True
     names: ClassVar[tuple[str, ...] | None] = ("voc", "cityscapes", "oxford_pets")
 

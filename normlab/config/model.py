@@ -61,6 +61,7 @@ def cifar_name(prefix: str, name: str, depth: int, width: int) -> str:
 class CifarResNetConfig(ModelConfig):
     """The CIFAR ResNets of He et al. 2015 (arXiv:1512.03385, section 4.2)."""
 
+    builder = "normlab.models.cifar_resnet:cifar_resnet"
     names: ClassVar[tuple[str, ...] | None] = None
 
     name: str = ""
@@ -82,6 +83,7 @@ class CifarResNetConfig(ModelConfig):
 class TorchvisionConfig(ModelConfig):
     """A classification model of torchvision, without weights and without dropout."""
 
+    builder = "normlab.models.by_name:torchvision_model"
     names: ClassVar[tuple[str, ...] | None] = None
 
     library: ClassVar[str] = "torchvision"
@@ -99,6 +101,7 @@ class TorchvisionConfig(ModelConfig):
 class TimmConfig(ModelConfig):
     """A model of timm, without weights and without dropout."""
 
+    builder = "normlab.models.by_name:timm_model"
     names: ClassVar[tuple[str, ...] | None] = None
 
     library: ClassVar[str] = "timm"
@@ -122,6 +125,7 @@ class SegmentationModelConfig(ModelConfig):
 class FcnCifarResNetConfig(SegmentationModelConfig):
     """A fully convolutional network (arXiv:1411.4038) on the trunk of a CIFAR ResNet."""
 
+    builder = "normlab.models.segmentation:fcn_cifar_resnet"
     names: ClassVar[tuple[str, ...] | None] = None
 
     name: str = ""
@@ -148,6 +152,7 @@ class FcnCifarResNetConfig(SegmentationModelConfig):
 class TorchvisionSegmentationConfig(SegmentationModelConfig):
     """A segmentation model of torchvision (or deeplabv3_resnet18), without weights and without dropout."""
 
+    builder = "normlab.models.segmentation:torchvision_segmentation_model"
     names: ClassVar[tuple[str, ...] | None] = None
 
     name: str = "deeplabv3_resnet50"

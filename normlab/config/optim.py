@@ -78,6 +78,8 @@ class OptimConfig(Choice):
 class SgdConfig(OptimConfig):
     """Stochastic gradient descent with momentum."""
 
+    builder = "normlab.optimizer:sgd"
+
     name: str = "sgd"
 
     momentum: float = setting(0.9, minimum=0, below=1)
@@ -97,6 +99,7 @@ class SgdConfig(OptimConfig):
 class AdamWConfig(OptimConfig):
     """Adam with decoupled weight decay (arXiv:1711.05101)."""
 
+    builder = "normlab.optimizer:adamw"
     in_yaml: ClassVar[bool] = True
 
     name: str = "adamw"

@@ -61,8 +61,8 @@ def documented_keys(module: ModuleType, group: str = "") -> dict[type, list[Key]
         prefix = getattr(schema, "group", group)
         specs = {spec.name: spec for spec in fields(schema)}
         for declared, text in pairwise(node.body):
-            if isinstance(declared, ast.AnnAssign) and isinstance(text, ast.Expr):
-                name = ast.unparse(declared.target)
+            name = ast.unparse(declared.target) if isinstance(declared, ast.AnnAssign) else ""
+            if name in specs and isinstance(text, ast.Expr):
                 key = f"{prefix}.{name}" if prefix else name
                 default = None if specs[name].default == MISSING else _default(specs[name])
                 meaning = " ".join(ast.literal_eval(text.value).split())

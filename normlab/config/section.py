@@ -4,6 +4,7 @@ import math
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 
 from omegaconf import MISSING
@@ -112,6 +113,10 @@ class Choice(Section):
     library: ClassVar[str] = ""
     """Whose names they are, where several libraries have one name for several things: part of a run's identity."""
 
+    builder: ClassVar[str] = ""
+    """`module:name` of what makes the thing that is chosen: imported where it is made, so that the configuration
+    imports no torch."""
+
     name: str = MISSING
 
     def __post_init__(self) -> None:
@@ -129,10 +134,26 @@ class Choice(Section):
         """The names that are known without asking a library."""
         return (cls.name,) if cls.names == () else cls.names or ()
 
+    def made_by(self) -> Any:
+        """What makes it.
+
+        Raises: ConfigError for a section that is none of the choices.
+        """
+        if not self.builder:
+            known = ", ".join(SCHEMAS[self.group])
+            raise ConfigError(f"{self.group}={self.name} is unknown; choose one of {known}.")
+        return imported(self.builder)
+
     @classmethod
     def chosen_by(cls, name: str) -> str:
         """What a command line says to have what goes by `name`."""
         return f"{cls.group}={name}"
+
+
+def imported(path: str) -> Any:
+    """What goes by `module:name`."""
+    module, name = path.split(":")
+    return getattr(import_module(module), name)
 
 
 C = TypeVar("C", bound=type[Choice])

@@ -3,21 +3,13 @@
 `load` is the one entry: the configured source, cut into train, val and test.
 """
 
-from normlab.config import (
-    CifarConfig,
-    DataConfig,
-    ImageFolderConfig,
-    MaskFolderConfig,
-    SegmentationConfig,
-    ShapesConfig,
-    ShapesSegConfig,
-    TorchvisionMasksConfig,
-)
-from normlab.data import cifar, image_folder, mask_folder, shapes, shapes_seg, torchvision_masks
+from normlab.config.data import DataConfig, SegmentationConfig
 from normlab.data.augment import Augmentation, CropAndFlip
 from normlab.data.augment_masks import ScaleAndCrop
-from normlab.data.dataset import Dataset, LabelledImages, Source, cut
+from normlab.data.batches import Inputs
+from normlab.data.dataset import Dataset, LabelledImages, Source, split_source
 from normlab.data.listing import Tell
+from normlab.numerics import Numerics
 
 
 def load(cfg: DataConfig, tell: Tell | None = None) -> Dataset:
@@ -26,24 +18,13 @@ def load(cfg: DataConfig, tell: Tell | None = None) -> Dataset:
     tell(text), then tell(text, done, total), are called while something long is made for the first time.
     Raises: ConfigError.
     """
-    return cut(_read(cfg, tell or (lambda text, done=0, total=0: None)), cfg)
+    source: Source = cfg.made_by()(cfg, tell or (lambda text, done=0, total=0: None))
+    return split_source(source, cfg)
 
 
-def _read(cfg: DataConfig, tell: Tell) -> Source:
-    match cfg:
-        case ShapesConfig():
-            return shapes.read(cfg)
-        case CifarConfig():
-            return cifar.read(cfg)
-        case ImageFolderConfig():
-            return image_folder.read(cfg, tell)
-        case ShapesSegConfig():
-            return shapes_seg.read(cfg)
-        case MaskFolderConfig():
-            return mask_folder.read(cfg, tell)
-        case TorchvisionMasksConfig():
-            return torchvision_masks.read(cfg, tell)
-    raise AssertionError(f"no source reads a {type(cfg).__name__}")
+def inputs(cfg: DataConfig, dataset: Dataset, numerics: Numerics) -> Inputs:
+    """How the samples of a dataset become what a model is given."""
+    return Inputs(augmentation(cfg, dataset), dataset.mean_C, dataset.std_C, numerics)
 
 
 def augmentation(cfg: DataConfig, dataset: Dataset) -> Augmentation:

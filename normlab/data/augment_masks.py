@@ -8,7 +8,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from normlab.config import SegmentationConfig
+from normlab.config.data import SegmentationConfig
 from normlab.data.dataset import IGNORED, MaskedImages, Split
 from normlab.data.order import Stream, random_words
 

@@ -1,16 +1,41 @@
 """Batches for training and for evaluation, of this process's share."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
 from normlab.data.augment import Augmentation
 from normlab.data.dataset import Split
 from normlab.data.order import Stream, epoch_order, fixed_permutation, permutation, steps_per_epoch
+from normlab.distributed import Ranks
 from normlab.numerics import Numerics
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Images (B, 3, H, W), normalised, and labels: (B,) int64, or (B, H, W) where each pixel has its own."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How samples become what a model is given: at which size, on which device, in which numbers."""
+
+    augmentation: Augmentation
+    mean_C: torch.Tensor
+    std_C: torch.Tensor
+    numerics: Numerics
+
+    def batch(self, split: Split, index_B: torch.Tensor, draws: torch.Tensor | None = None) -> Batch:
+        """Samples at the training's size, augmented by the split's `draws` where they are given."""
+        images_BHWC, labels = self.augmentation.batch(split, index_B, draws, self.numerics.device)
+        return self.normalised(images_BHWC), labels
+
+    def whole(self, split: Split, index_B: torch.Tensor) -> Batch:
+        """Samples at their full size."""
+        images_BHWC, labels = split.take(index_B)
+        return self.normalised(images_BHWC), labels.to(self.numerics.device)
+
+    def normalised(self, images_BHWC: torch.Tensor) -> torch.Tensor:
+        return self.numerics.images(images_BHWC, self.mean_C, self.std_C)
 
 
 class TrainBatches:
@@ -24,57 +49,38 @@ class TrainBatches:
     def __init__(
         self,
         split: Split,
-        mean_C: torch.Tensor,
-        std_C: torch.Tensor,
+        inputs: Inputs,
         *,
         seed: int,
         batch_size: int,
         accumulate: int,
         logical_ranks: int,
-        first_logical_rank: int,
-        num_logical_ranks_here: int,
-        augmentation: Augmentation,
+        ranks_here: range,
         augment: bool,
-        numerics: Numerics,
     ) -> None:
-        assert 0 <= first_logical_rank <= logical_ranks - num_logical_ranks_here
-        self._split = split
-        self._mean_C, self._std_C = mean_C.to(numerics.device), std_C.to(numerics.device)
-        self._seed = seed
+        assert 0 <= ranks_here.start < ranks_here.stop <= logical_ranks
+        self._split, self._inputs = split, inputs
+        self._seed, self._augment = seed, augment
         self._shape = {"accumulate": accumulate, "logical_ranks": logical_ranks, "batch_size": batch_size}
-        self._ranks_here = slice(first_logical_rank, first_logical_rank + num_logical_ranks_here)
-        self._augmentation, self._augment = augmentation, augment
-        self._numerics = numerics
+        self._ranks_here = slice(ranks_here.start, ranks_here.stop)
         self.steps_per_epoch = steps_per_epoch(len(split), accumulate * logical_ranks * batch_size)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
         """Per step, from `first_step` on: `accumulate` micro-batches, each of all logical ranks here.
 
-        A micro-batch has num_logical_ranks_here x batch_size samples, dealt to the ranks here like cards:
-        sample i is of logical rank first_logical_rank + i % num_logical_ranks_here.
+        A micro-batch has len(ranks_here) x batch_size samples, dealt to the ranks here like cards: sample i is
+        of logical rank ranks_here[i % len(ranks_here)].
         """
         order = epoch_order(len(self._split), seed=self._seed, epoch=epoch, **self._shape)
         draws = None
         if self._augment:
-            draws = self._augmentation.draws(len(self._split), seed=self._seed, epoch=epoch)
+            draws = self._inputs.augmentation.draws(len(self._split), seed=self._seed, epoch=epoch)
         for micro_batches in order[first_step:, :, self._ranks_here]:
-            yield [self._batch(indices.T.reshape(-1), draws) for indices in micro_batches]
-
-    def _batch(self, index_B: torch.Tensor, draws: torch.Tensor | None) -> Batch:
-        images_BHWC, labels = self._augmentation.batch(self._split, index_B, draws, self._numerics.device)
-        return self._numerics.images(images_BHWC, self._mean_C, self._std_C), labels
+            yield [self._inputs.batch(self._split, indices.T.reshape(-1), draws) for indices in micro_batches]
 
 
 def eval_batches(
-    split: Split,
-    mean_C: torch.Tensor,
-    std_C: torch.Tensor,
-    *,
-    batch_size: int,
-    rank: int,
-    world_size: int,
-    numerics: Numerics,
-    limit: int | None = None,
+    split: Split, inputs: Inputs, ranks: Ranks, *, batch_size: int, limit: int | None = None
 ) -> Iterator[Batch]:
     """This rank's share of a split, unaugmented: each sample once over all ranks, nothing padded.
 
@@ -85,25 +91,19 @@ def eval_batches(
     order = torch.arange(len(split))
     if limit is not None and limit < len(split):
         order = fixed_permutation(len(split))[:limit]
-    mean_C, std_C = mean_C.to(numerics.device), std_C.to(numerics.device)
-    for index_B in split.eval_groups(order, batch_size)[rank::world_size]:
-        images_BHWC, labels = split.take(index_B)
-        yield numerics.images(images_BHWC, mean_C, std_C), labels.to(numerics.device)
+    for index_B in split.eval_groups(order, batch_size)[ranks.rank :: ranks.world_size]:
+        yield inputs.whole(split, index_B)
 
 
 def precise_batches(
     split: Split,
-    augmentation: Augmentation,
-    mean_C: torch.Tensor,
-    std_C: torch.Tensor,
+    inputs: Inputs,
+    ranks: Ranks,
     *,
     seed: int,
     samples: int,
     chunk_size: int,
     chunks_per_batch: int,
-    rank: int,
-    world_size: int,
-    numerics: Numerics,
 ) -> Iterator[Batch]:
     """This rank's share of `samples` samples (or all there are), unaugmented, in whole chunks of `chunk_size`.
 
@@ -114,6 +114,5 @@ def precise_batches(
     chunks = min(samples, len(split)) // chunk_size
     order_KB = order[: chunks * chunk_size].view(chunks, chunk_size)
     batches = order_KB.split(chunks_per_batch) if chunks else ()  # of nothing, split makes one batch of nothing
-    for index_KB in batches[rank::world_size]:
-        images_BHWC, labels = augmentation.batch(split, index_KB.T.reshape(-1), None, numerics.device)
-        yield numerics.images(images_BHWC, mean_C, std_C), labels
+    for index_KB in batches[ranks.rank :: ranks.world_size]:
+        yield inputs.batch(split, index_KB.T.reshape(-1))

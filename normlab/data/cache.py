@@ -44,15 +44,15 @@ def read_or_build(folder: Path, key: str, read: Callable[[Path], T], build: Call
     keys, what a killed process left) is deleted after a build; a process that has it mapped keeps it.
     Raises: OSError if the cache cannot be written; what read and build raise.
     """
-    place = folder / key
+    entry = folder / key
     with suppress(DamagedError):
-        return _read(place, read)  # without the lock, so that a finished cache may be read-only
+        return _read(entry, read)  # without the lock, so that a finished cache may be read-only
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f"{folder.name}.lock"):
         try:
-            return _read(place, read)
+            return _read(entry, read)
         except DamagedError as error:
-            if place.exists():
+            if entry.exists():
                 print(f"warning: a damaged cache is rebuilt: {error}", file=sys.stderr)
         folder.mkdir(exist_ok=True)
         half_made = folder / f"half-made-{uuid.uuid4().hex}"
@@ -60,28 +60,28 @@ def read_or_build(folder: Path, key: str, read: Callable[[Path], T], build: Call
         try:
             build(half_made)
             write_text(half_made / CHECKSUMS, json.dumps(_checksums(half_made), indent=1))
-            if place.exists():  # out of the way whatever lies in it; removed below, as far as it is ours
-                place.rename(folder / f"half-made-{uuid.uuid4().hex}")
-            half_made.rename(place)
+            if entry.exists():  # out of the way whatever lies in it; removed below, as far as it is ours
+                entry.rename(folder / f"half-made-{uuid.uuid4().hex}")
+            half_made.rename(entry)
             sync(folder)
         except BaseException:
             shutil.rmtree(half_made, ignore_errors=True)
             with suppress(OSError):
                 folder.rmdir()  # only if nothing else is in it
             raise
-        _remember(place, _stamp(place))
+        _remember(entry, _stamp(entry))
         for other in folder.iterdir():
-            if other != place:
+            if other != entry:
                 _remove(other)
-        return _read(place, read)
+        return _read(entry, read)
 
 
-def _read(place: Path, read: Callable[[Path], T]) -> T:
+def _read(entry: Path, read: Callable[[Path], T]) -> T:
     try:
-        _verify(place)
+        _verify(entry)
     except (OSError, ValueError, AttributeError) as error:
-        raise DamagedError(f"{place} ({error})") from error
-    return read(place)
+        raise DamagedError(f"{entry} ({error})") from error
+    return read(entry)
 
 
 def _remove(folder: Path) -> None:
@@ -93,50 +93,50 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _verify(place: Path) -> None:
+def _verify(entry: Path) -> None:
     """Compare the files of a cache to their checksums, once per machine and cache.
 
     What was compared is remembered for each user by size, inode and times of change, in the user's own folder: the
     cache may be shared, or read-only. Reads 1 GB of pages that are in memory in 0.3 s.
     Raises: DamagedError; OSError or ValueError where there are no checksums that could be read.
     """
-    stamp = _stamp(place)
+    stamp = _stamp(entry)
     with suppress(OSError, RuntimeError):
-        if _note(place).read_bytes() == stamp.encode():
+        if _note(entry).read_bytes() == stamp.encode():
             return
-    expected = json.loads((place / CHECKSUMS).read_text())
-    found = _checksums(place)
+    expected = json.loads((entry / CHECKSUMS).read_text())
+    found = _checksums(entry)
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
-            raise DamagedError(f"{place / name} does not hold what was decoded into it")
-    _remember(place, stamp)
+            raise DamagedError(f"{entry / name} does not hold what was decoded into it")
+    _remember(entry, stamp)
 
 
-def _checksums(place: Path) -> dict[str, str]:
+def _checksums(entry: Path) -> dict[str, str]:
     def checksum(file: Path) -> str:
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, xxhash.xxh3_128).hexdigest()
 
-    files = sorted(file for file in place.iterdir() if file.suffix in MADE and file.name != CHECKSUMS)
+    files = sorted(file for file in entry.iterdir() if file.suffix in MADE and file.name != CHECKSUMS)
     return dict(zip((file.name for file in files), in_threads(checksum, files), strict=True))
 
 
-def _stamp(place: Path) -> str:
-    stats = [(file.name, file.stat()) for file in sorted(place.iterdir())]
-    return digest(place, *((name, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats))
+def _stamp(entry: Path) -> str:
+    stats = [(file.name, file.stat()) for file in sorted(entry.iterdir())]
+    return digest(entry, *((name, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats))
 
 
-def _remember(place: Path, stamp: str) -> None:
+def _remember(entry: Path, stamp: str) -> None:
     with suppress(OSError, RuntimeError):  # no folder of one's own: verified at each start
-        note = _note(place)
+        note = _note(entry)
         note.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(note) as file:
             file.write(stamp)
 
 
-def _note(place: Path) -> Path:
+def _note(entry: Path) -> Path:
     """Where it is remembered what of a cache was verified on this machine; another key takes its place."""
-    return user_folder() / "verified" / digest(platform.node(), place.parent)
+    return user_folder() / "verified" / digest(platform.node(), entry.parent)
 
 
 def user_folder() -> Path:

@@ -8,8 +8,10 @@ import torch
 from filelock import FileLock
 from torchvision import datasets
 
-from normlab.config import CifarConfig, ConfigError
+from normlab.config import ConfigError
+from normlab.config.data import CifarConfig
 from normlab.data.dataset import LabelledImages, Source
+from normlab.data.listing import Tell
 
 READERS: dict[str, type[datasets.CIFAR10]] = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 MOMENTS = {
@@ -19,7 +21,7 @@ MOMENTS = {
 """Per-channel mean and standard deviation of the training pixels, as commonly published."""
 
 
-def read(cfg: CifarConfig) -> Source:
+def read(cfg: CifarConfig, tell: Tell) -> Source:
     """Both folders of CIFAR in memory, fetched into cfg.root where they are missing and cfg.download is set.
 
     Raises: ConfigError if they are missing or damaged and cannot be fetched.

@@ -6,7 +6,8 @@ from typing import Protocol, Self
 import numpy as np
 import torch
 
-from normlab.config import ConfigError, DataConfig
+from normlab.config import ConfigError
+from normlab.config.data import DataConfig
 from normlab.data.order import fixed_permutation
 
 
@@ -119,7 +120,7 @@ def _rows(indices: torch.Tensor | None, index_B: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Source:
-    """Data as it was read, before `cut`."""
+    """Data as it was read, before `split_source`."""
 
     train: Split
     test: Split
@@ -169,7 +170,7 @@ class Dataset:
     """What a person should see before a run: a line each."""
 
 
-def cut(source: Source, cfg: DataConfig) -> Dataset:
+def split_source(source: Source, cfg: DataConfig) -> Dataset:
     """The source with cfg.val_fraction held out and cfg.train_samples kept.
 
     Both follow one fixed permutation: val is its beginning, train what comes next. So neither depends on

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from normlab.config import ConfigError, ImageFolderConfig
+from normlab.config import ConfigError
+from normlab.config.data import ImageFolderConfig
 from normlab.data.cache import ArrayWriter, DamagedError, digest, map_array, write_text
 from normlab.data.dataset import LabelledImages, PixelMoments, Source
 from normlab.data.decode import SUFFIXES, decode_all
@@ -119,10 +120,10 @@ def _describe(root: Path, listings: dict[str, Listing]) -> tuple[str, ...]:
     )
 
 
-def _build(place: Path, *, listings: dict[str, Listing], size: int, tell: Tell, name: str) -> None:
-    """Decode every image into `place`, with the content's fingerprint and the training pixels' moments."""
+def _build(folder: Path, *, listings: dict[str, Listing], size: int, tell: Tell, name: str) -> None:
+    """Decode every image into `folder`, with the content's fingerprint and the training pixels' moments."""
     total = sum(len(listing.paths) for listing in listings.values())
-    announce(place, f"{total} images of {name}", total * size * size * 3, tell)
+    announce(folder, f"{total} images of {name}", total * size * size * 3, tell)
     classes = listings["train"].classes
     content = hashlib.blake2b(json.dumps(classes).encode(), digest_size=16)
     moments = PixelMoments()
@@ -130,9 +131,9 @@ def _build(place: Path, *, listings: dict[str, Listing], size: int, tell: Tell, 
     for split, listing in listings.items():
         labels = np.array(listing.labels, dtype=INT64)
         content.update(json.dumps([split, len(labels), size]).encode() + labels.tobytes())
-        with ArrayWriter(place / f"{split}_labels.npy", labels.shape, INT64) as writer:
+        with ArrayWriter(folder / f"{split}_labels.npy", labels.shape, INT64) as writer:
             writer.write(labels)
-        with ArrayWriter(place / f"{split}_images.npy", (len(labels), size, size, 3), UINT8) as writer:
+        with ArrayWriter(folder / f"{split}_images.npy", (len(labels), size, size, 3), UINT8) as writer:
             for block_BHWC in decode_all(listing.paths, size):
                 writer.write(block_BHWC)
                 content.update(block_BHWC.data)
@@ -148,27 +149,27 @@ def _build(place: Path, *, listings: dict[str, Listing], size: int, tell: Tell, 
         "std": std_C.tolist(),
         "fingerprint": content.hexdigest(),
     }
-    write_text(place / "meta.json", json.dumps(meta, indent=1))
+    write_text(folder / "meta.json", json.dumps(meta, indent=1))
 
 
-def _open(place: Path, *, listings: dict[str, Listing], size: int) -> Source:
+def _open(folder: Path, *, listings: dict[str, Listing], size: int) -> Source:
     """What _build made, memory-mapped. Raises: DamagedError."""
     try:
-        meta = json.loads((place / "meta.json").read_text(encoding="utf-8"))
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         fingerprint = str(meta["fingerprint"])
         mean_C = torch.tensor(meta["mean"], dtype=torch.float64)
         std_C = torch.tensor(meta["std"], dtype=torch.float64)
         known = meta["version"] == CACHE_VERSION and meta["classes"] == listings["train"].classes
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{place / 'meta.json'}: {error}") from error
+        raise DamagedError(f"{folder / 'meta.json'}: {error}") from error
     if not known or mean_C.shape != (3,) or std_C.shape != (3,):
-        raise DamagedError(f"{place / 'meta.json'} does not describe these images")
+        raise DamagedError(f"{folder / 'meta.json'} does not describe these images")
     splits = {}
     for split, listing in listings.items():
         count = len(listing.paths)
-        images_BHWC = map_array(place / f"{split}_images.npy", (count, size, size, 3), UINT8)
-        labels_B = map_array(place / f"{split}_labels.npy", (count,), INT64)
+        images_BHWC = map_array(folder / f"{split}_images.npy", (count, size, size, 3), UINT8)
+        labels_B = map_array(folder / f"{split}_labels.npy", (count,), INT64)
         if labels_B.tolist() != listing.labels:
-            raise DamagedError(f"{place} has other labels")
+            raise DamagedError(f"{folder} has other labels")
         splits[split] = LabelledImages(images_BHWC, labels_B.clone())
     return Source(splits["train"], splits["test"], listings["train"].classes, fingerprint, mean_C, std_C)

@@ -81,11 +81,11 @@ def files_under(folder: str) -> list[tuple[str, int, int]]:
     found = []
     left: list[tuple[str, list[tuple[int, int]]]] = [(folder, [])]
     while left:
-        place, above = left.pop()
-        here = status(place)
+        folder, above = left.pop()
+        here = status(folder)
         if (here.st_dev, here.st_ino) in above:
-            raise ConfigError(f"{place} is a link to one of its own parent folders; remove it.")
-        for path, entry in entries(place):
+            raise ConfigError(f"{folder} is a link to one of its own parent folders; remove it.")
+        for path, entry in entries(folder):
             if stat.S_ISDIR(entry.st_mode):
                 left.append((path, [*above, (here.st_dev, here.st_ino)]))
             elif path.lower().endswith(SUFFIXES):
@@ -108,30 +108,30 @@ def cached(
     Raises: ConfigError where it cannot be written.
     """
     try:
-        place = Path(os.path.expanduser(cache_dir)) if cache_dir else user_folder()
+        caches = Path(os.path.expanduser(cache_dir)) if cache_dir else user_folder()
     except RuntimeError as error:
         raise ConfigError(
             f"data.cache_dir is not given, and there is no home folder ({error}); give it."
         ) from error
-    folder = place / f"{root.name}-{digest(root, size)}"
+    folder = caches / f"{root.name}-{digest(root, size)}"
     try:
         return read_or_build(folder, key, read, build)
     except OSError as error:
         # What is there and yet has to be written was found damaged: of a shared cache, its owner should know.
         damaged = f", and {folder / key} is damaged" if os.path.exists(folder / key) else ""
         raise ConfigError(
-            f"data.cache_dir={place} cannot be written ({error.strerror or error}){damaged}; "
+            f"data.cache_dir={caches} cannot be written ({error.strerror or error}){damaged}; "
             "choose a folder that can."
         ) from error
 
 
-def announce(place: Path, what: str, size: int, tell: Tell) -> None:
+def announce(folder: Path, what: str, size: int, tell: Tell) -> None:
     """Tell how many bytes are about to be decoded to where. Raises: ConfigError where they do not fit the disk."""
-    tell(f"decoding {what} into {place.parent} ({gigabytes(size)})")
-    free = shutil.disk_usage(place).free
+    tell(f"decoding {what} into {folder.parent} ({gigabytes(size)})")
+    free = shutil.disk_usage(folder).free
     if size > free:
         raise ConfigError(
-            f"the pixels of {what} take {gigabytes(size)}, and {gigabytes(free)} are free at {place.parent}; "
+            f"the pixels of {what} take {gigabytes(size)}, and {gigabytes(free)} are free at {folder.parent}; "
             "lower data.image_size, or choose a data.cache_dir with more room."
         )
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from normlab.config import ConfigError, MaskFolderConfig
+from normlab.config import ConfigError
+from normlab.config.data import MaskFolderConfig
 from normlab.data.dataset import IGNORED, Source
 from normlab.data.listing import Tell, data_root, file_status, files_under, held_out_folders
 from normlab.data.masks import Labels, Pair, palette, read_pairs

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from normlab.config import ConfigError, MaskFilesConfig
+from normlab.config import ConfigError
+from normlab.config.data import MaskFilesConfig
 from normlab.data.cache import ArrayWriter, DamagedError, digest, map_array, write_text
 from normlab.data.dataset import MaskedImages, PixelMoments, Source
 from normlab.data.decode import as_rgb, grey_values, in_threads, opened
@@ -106,7 +107,7 @@ def read_pairs(
 
 
 def _build(
-    place: Path,
+    folder: Path,
     *,
     splits: dict[str, list[Pair]],
     labels: Labels,
@@ -114,22 +115,22 @@ def _build(
     tell: Tell,
     name: str,
 ) -> None:
-    """Decode every pair into `place`, with the content's fingerprint and the training pixels' moments."""
+    """Decode every pair into `folder`, with the content's fingerprint and the training pixels' moments."""
     total, done = sum(map(len, splits.values())), 0
     content = hashlib.blake2b(json.dumps(labels.classes).encode(), digest_size=16)
     moments = PixelMoments()
     places = {split: _places([_size(pair, size) for pair in pairs]) for split, pairs in splits.items()}
     area = sum(int((places_B3[:, 1] * places_B3[:, 2]).sum()) for places_B3 in places.values())
-    announce(place, f"{total} pictures and masks of {name}", 4 * area, tell)
+    announce(folder, f"{total} pictures and masks of {name}", 4 * area, tell)
     for split, pairs in splits.items():
         places_B3 = places[split]
         pixels = int((places_B3[:, 1] * places_B3[:, 2]).sum())
         content.update(json.dumps([split, len(pairs)]).encode() + places_B3.tobytes())
-        with ArrayWriter(place / f"{split}_places.npy", places_B3.shape, INT64) as writer:
+        with ArrayWriter(folder / f"{split}_places.npy", places_B3.shape, INT64) as writer:
             writer.write(places_B3)
         with (
-            ArrayWriter(place / f"{split}_pixels.npy", (3 * pixels,), UINT8) as images,
-            ArrayWriter(place / f"{split}_labels.npy", (pixels,), UINT8) as masks,
+            ArrayWriter(folder / f"{split}_pixels.npy", (3 * pixels,), UINT8) as images,
+            ArrayWriter(folder / f"{split}_labels.npy", (pixels,), UINT8) as masks,
         ):
             for image_HWC, mask_HW in in_threads(partial(_decode, labels=labels, size=size), pairs):
                 images.write(image_HWC)
@@ -146,7 +147,7 @@ def _build(
         "std": std_C.tolist(),
         "fingerprint": content.hexdigest(),
     }
-    write_text(place / "meta.json", json.dumps(meta, indent=1))
+    write_text(folder / "meta.json", json.dumps(meta, indent=1))
 
 
 def _size(pair: Pair, size: int | None) -> tuple[int, int]:
@@ -187,25 +188,25 @@ def _decode(pair: Pair, *, labels: Labels, size: int | None) -> tuple[np.ndarray
 
 
 def _open(
-    place: Path, *, sizes: dict[str, int]
+    folder: Path, *, sizes: dict[str, int]
 ) -> tuple[dict[str, MaskedImages], str, torch.Tensor, torch.Tensor]:
     """What _build made, memory-mapped. Raises: DamagedError."""
     try:
-        meta = json.loads((place / "meta.json").read_text(encoding="utf-8"))
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         fingerprint = str(meta["fingerprint"])
         mean_C = torch.tensor(meta["mean"], dtype=torch.float64)
         std_C = torch.tensor(meta["std"], dtype=torch.float64)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{place / 'meta.json'}: {error}") from error
+        raise DamagedError(f"{folder / 'meta.json'}: {error}") from error
     if meta.get("version") != CACHE_VERSION or mean_C.shape != (3,) or std_C.shape != (3,):
-        raise DamagedError(f"{place / 'meta.json'} does not describe these pictures")
+        raise DamagedError(f"{folder / 'meta.json'} does not describe these pictures")
     splits = {}
     for split, count in sizes.items():
-        places_B3 = map_array(place / f"{split}_places.npy", (count, 3), INT64).clone()
+        places_B3 = map_array(folder / f"{split}_places.npy", (count, 3), INT64).clone()
         pixels = int((places_B3[:, 1] * places_B3[:, 2]).sum())
         splits[split] = MaskedImages(
-            map_array(place / f"{split}_pixels.npy", (3 * pixels,), UINT8),
-            map_array(place / f"{split}_labels.npy", (pixels,), UINT8),
+            map_array(folder / f"{split}_pixels.npy", (3 * pixels,), UINT8),
+            map_array(folder / f"{split}_labels.npy", (pixels,), UINT8),
             places_B3,
         )
     return splits, fingerprint, mean_C, std_C

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from normlab.config import ShapesConfig
+from normlab.config.data import ShapesConfig
 from normlab.data.dataset import LabelledImages, PixelMoments, Source
+from normlab.data.listing import Tell
 from normlab.data.order import Stream, random_words
 
 VERSION = 1
@@ -223,7 +224,7 @@ def draw(count: int, stream: Stream) -> LabelledImages:
     return LabelledImages(torch.from_numpy(images_BHWC), labels_B)
 
 
-def read(cfg: ShapesConfig) -> Source:
+def read(cfg: ShapesConfig, tell: Tell) -> Source:
     """cfg.num_train and cfg.num_test pictures, the same in every process; more begin with fewer."""
     train = draw(cfg.num_train, Stream.shapes_train)
     moments = PixelMoments()

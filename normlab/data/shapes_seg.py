@@ -7,8 +7,9 @@ neither side: it is ignored, as borders are in Pascal VOC.
 import numpy as np
 import torch
 
-from normlab.config import ShapesSegConfig
+from normlab.config.data import ShapesSegConfig
 from normlab.data.dataset import IGNORED, MaskedImages, PixelMoments, Source
+from normlab.data.listing import Tell
 from normlab.data.masks import palette
 from normlab.data.order import Stream, random_words
 from normlab.data.shapes import SHAPES, Dice, coverage, differing, ground, local_frame, paint, to_uint8
@@ -65,7 +66,7 @@ def draw(count: int, stream: Stream) -> MaskedImages:
     return MaskedImages(torch.from_numpy(images_BHWC.ravel()), torch.from_numpy(masks_BHW.ravel()), places_B3)
 
 
-def read(cfg: ShapesSegConfig) -> Source:
+def read(cfg: ShapesSegConfig, tell: Tell) -> Source:
     """cfg.num_train and cfg.num_test pictures, the same in every process; more begin with fewer."""
     train = draw(cfg.num_train, Stream.shapes_seg_train)
     moments = PixelMoments()

@@ -7,7 +7,8 @@ import torch
 from filelock import FileLock
 from torchvision import datasets
 
-from normlab.config import ConfigError, TorchvisionMasksConfig
+from normlab.config import ConfigError
+from normlab.config.data import TorchvisionMasksConfig
 from normlab.data.dataset import IGNORED, Source
 from normlab.data.listing import Tell
 from normlab.data.masks import Labels, Pair, palette, read_pairs

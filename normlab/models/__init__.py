@@ -7,17 +7,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from normlab.config import (
-    CifarResNetConfig,
-    FcnCifarResNetConfig,
-    ModelConfig,
-    TimmConfig,
-    TorchvisionConfig,
-    TorchvisionSegmentationConfig,
-)
-from normlab.models.by_name import timm_model, torchvision_model
-from normlab.models.cifar_resnet import CifarResNet
-from normlab.models.segmentation import fcn_cifar_resnet, torchvision_segmentation_model
+from normlab.config.model import ModelConfig
 
 
 def build_model(cfg: ModelConfig, num_classes: int, *, seed: int) -> nn.Module:
@@ -29,19 +19,8 @@ def build_model(cfg: ModelConfig, num_classes: int, *, seed: int) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        match cfg:
-            case CifarResNetConfig():
-                return CifarResNet(cfg.depth, num_classes, cfg.width)
-            case TorchvisionConfig():
-                return torchvision_model(cfg.name, cfg.stem, num_classes)
-            case TimmConfig():
-                return timm_model(cfg.name, num_classes)
-            case FcnCifarResNetConfig():
-                aux = cfg.aux_weight > 0
-                return fcn_cifar_resnet(cfg.depth, cfg.width, cfg.output_stride, num_classes, aux=aux)
-            case TorchvisionSegmentationConfig():
-                return torchvision_segmentation_model(cfg.name, num_classes, aux=cfg.aux_weight > 0)
-    raise AssertionError(f"no builder for {type(cfg).__name__}")
+        model: nn.Module = cfg.made_by()(cfg, num_classes)
+    return model
 
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:

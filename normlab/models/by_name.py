@@ -6,19 +6,21 @@ from importlib import import_module
 import torchvision
 from torch import nn
 
-from normlab.config import ConfigError, Stem
+from normlab.config import ConfigError
+from normlab.config.model import Stem, TimmConfig, TorchvisionConfig
 
 AUXILIARY = ("googlenet", "inception_v3")
 """Their training forward returns more than logits unless told otherwise, and their init warns."""
 
 
-def torchvision_model(name: str, stem: Stem | None, num_classes: int) -> nn.Module:
+def torchvision_model(cfg: TorchvisionConfig, num_classes: int) -> nn.Module:
     """Any classification model of torchvision; `Stem.cifar` makes a ResNet suit images of about 32 pixels.
 
     Shape: images (B, 3, H, W) -> logits (B, num_classes). Dropout and stochastic depth are 0.
     Raises: ConfigError where torchvision has no such model, or the model no such stem.
     Source: the stem of 3x3 at stride 1 without max-pool is that of He et al. 2015, section 4.2.
     """
+    name, stem = cfg.name, cfg.stem
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise ConfigError(
@@ -36,13 +38,14 @@ def torchvision_model(name: str, stem: Stem | None, num_classes: int) -> nn.Modu
     return without_dropout(model)
 
 
-def timm_model(name: str, num_classes: int) -> nn.Module:
+def timm_model(cfg: TimmConfig, num_classes: int) -> nn.Module:
     """Any model of timm (an optional dependency), as it comes but for its dropout.
 
     Shape: images (B, 3, H, W) -> logits (B, num_classes). Dropout and stochastic depth are 0.
     Raises: ConfigError where timm is not installed, or has no such model (with the names that are near).
     Source: Wightman, github.com/huggingface/pytorch-image-models.
     """
+    name = cfg.name
     try:
         timm = import_module("timm")
     except ImportError:

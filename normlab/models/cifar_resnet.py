@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from normlab.config.model import CifarResNetConfig
+
 
 class CifarTrunk(nn.Module):
     """The convolutions of a CIFAR ResNet, and how to run them: what CifarResNet and CifarFcnTrunk share.
@@ -76,6 +78,11 @@ class CifarResNet(CifarTrunk):
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         features_BCHW = self.blocks(self.stem(images_BCHW))
         return self.head(features_BCHW.mean(dim=(2, 3)))
+
+
+def cifar_resnet(cfg: CifarResNetConfig, num_classes: int) -> CifarResNet:
+    """See CifarResNet."""
+    return CifarResNet(cfg.depth, num_classes, cfg.width)
 
 
 class BasicBlock(nn.Module):

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from normlab.checkpoint import load_tensors
-from normlab.config import ConfigError, ModelConfig, TorchvisionConfig
+from normlab.config import ConfigError
+from normlab.config.model import ModelConfig, TorchvisionConfig
 from normlab.models import build_model, on_meta
 from normlab.run import weights_path
 
@@ -53,11 +54,11 @@ def load_initial_weights(model: nn.Module, cfg: ModelConfig, num_classes: int) -
                 f"model.init_from={cfg.init_from}: {path.name} {there}, and the model's is {tuple(tensor.shape)}; "
                 f"{_fix(cfg, name, source)}."
             )
-    told = f"{len(own) - len(kept)} of {len(own)} tensors from {path}"
+    summary = f"{len(own) - len(kept)} of {len(own)} tensors from {path}"
     anew = _layers(name for name in kept if name in head)
     unknown = [layer for layer in _layers(name for name in kept if name in buffers) if layer not in anew]
     return (
-        told
+        summary
         + (f"; made anew: {', '.join(anew)}" if anew else "")
         + (f"; running statistics as initialised: {', '.join(unknown)}" if unknown else "")
     )

@@ -7,6 +7,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 
 from normlab.config import ConfigError
+from normlab.config.model import FcnCifarResNetConfig, TorchvisionSegmentationConfig
 from normlab.models.by_name import without_dropout
 from normlab.models.cifar_resnet import CifarFcnTrunk
 
@@ -20,17 +21,19 @@ BY_NAME = {
 }
 
 
-def fcn_cifar_resnet(depth: int, width: int, output_stride: int, num_classes: int, *, aux: bool) -> nn.Module:
+def fcn_cifar_resnet(cfg: FcnCifarResNetConfig, num_classes: int) -> nn.Module:
     """A fully convolutional network on the trunk of a CIFAR ResNet, built with BatchNorm.
 
-    Head: 3x3 convolution at the trunk's width, norm, ReLU, 1x1 convolution. `aux` adds one on the stage before.
-    Shape: images (B, 3, H, W) -> {"out": logits (B, num_classes, H, W)}, and with aux {"aux": likewise}.
+    Head: 3x3 convolution at the trunk's width, norm, ReLU, 1x1 convolution. With model.aux_weight, one more
+    on the stage before.
+    Shape: images (B, 3, H, W) -> {"out": logits (B, num_classes, H, W)}, with model.aux_weight also "aux".
     Train and eval differ by the norm layers alone.
     Source: Long et al. 2015, arXiv:1411.4038; the trunk, He et al. 2015, arXiv:1512.03385, section 4.2.
     """
-    trunk = CifarFcnTrunk(depth, width, output_stride)
+    trunk = CifarFcnTrunk(cfg.depth, cfg.width, cfg.output_stride)
     head = _head(trunk.out_channels, num_classes)
-    return segmentation.FCN(trunk, head, _head(trunk.out_channels // 2, num_classes) if aux else None)
+    aux = _head(trunk.out_channels // 2, num_classes) if cfg.aux_weight > 0 else None
+    return segmentation.FCN(trunk, head, aux)
 
 
 def _head(channels: int, num_classes: int) -> nn.Sequential:
@@ -42,13 +45,14 @@ def _head(channels: int, num_classes: int) -> nn.Sequential:
     )
 
 
-def torchvision_segmentation_model(name: str, num_classes: int, *, aux: bool) -> nn.Module:
+def torchvision_segmentation_model(cfg: TorchvisionSegmentationConfig, num_classes: int) -> nn.Module:
     """A segmentation model of torchvision, or DeepLabV3 on a ResNet-18. Dropout is 0.
 
-    Shape: images (B, 3, H, W) -> {"out": logits (B, num_classes, H, W)}, and with aux {"aux": likewise}.
+    Shape: images (B, 3, H, W) -> {"out": logits (B, num_classes, H, W)}, with model.aux_weight also "aux".
     Raises: ConfigError where there is no such model, or it has no auxiliary head.
     Source: Chen et al. 2017, arXiv:1706.05587 (DeepLabV3); Howard et al. 2019, arXiv:1905.02244 (LR-ASPP).
     """
+    name, aux = cfg.name, cfg.aux_weight > 0
     if name == "deeplabv3_resnet18":
         return without_dropout(_deeplabv3_resnet18(num_classes, aux=aux))
     if name not in BY_NAME:

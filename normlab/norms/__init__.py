@@ -1,8 +1,8 @@
 """Normalization layers: SyncBatchNorm on any device, and the conversion of any model's norms."""
 
+from normlab.config.norm import NORMS
 from normlab.norms.check import check_norms
 from normlab.norms.convert import LEFT_ALONE, NormLayer, convert_norms, format_report
-from normlab.norms.registry import NORMS, Norm
 from normlab.norms.sync_batch_norm import SyncBatchNorm
 from normlab.norms.sync_groups import sync_group
 from normlab.norms.virtual_batch_norm import VirtualBatchNorm
@@ -10,7 +10,6 @@ from normlab.norms.virtual_batch_norm import VirtualBatchNorm
 __all__ = [
     "LEFT_ALONE",
     "NORMS",
-    "Norm",
     "NormLayer",
     "SyncBatchNorm",
     "VirtualBatchNorm",

@@ -3,12 +3,15 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from normlab.norms.grouped_batch_norm import GroupedBatchNorm, batch_norm_by_group, group_moments
+from normlab.config.norm import BatchRenormConfig
+from normlab.norms.batch_statistics_norm import BatchStatisticsNorm, batch_norm_by_group, group_moments
+from normlab.norms.replace import Build, set_up
 
 
-class BatchRenorm(GroupedBatchNorm):
+class BatchRenorm(BatchStatisticsNorm):
     """BatchNorm corrected towards its running statistics, within limits.
 
         y = ((x - mean_c) / std_c * r_c + d_c) * gamma_c + beta_c,   mean, std = sqrt(var + eps) over B, H, W
@@ -77,3 +80,13 @@ class BatchRenorm(GroupedBatchNorm):
     def extra_repr(self) -> str:
         limits = f"r_max={self.r_max:g}, d_max={self.d_max:g}, virtual_ranks={self.groups}"
         return f"{super().extra_repr()}, {limits}"
+
+
+def batch_renorm(norm: BatchRenormConfig, virtual_ranks: int) -> Build:
+    """See BatchRenorm."""
+    limits = (norm.r_max, norm.d_max, norm.bn_batches, norm.d_max_batches, norm.r_max_batches)
+
+    def build(layer: _BatchNorm, name: str) -> nn.Module:
+        return set_up(BatchRenorm.from_batch_norm(layer, virtual_ranks, *limits), norm)
+
+    return build

@@ -6,19 +6,11 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normlab.config import (
-    ConfigError,
-    GhostBatchNormConfig,
-    GroupNormConfig,
-    NormConfig,
-    SyncBatchNormConfig,
-)
+from normlab.config import ConfigError
+from normlab.config.norm import NormConfig, RunningStatistics
 from normlab.norms.activations import find_activations
-from normlab.norms.builders import num_groups
 from normlab.norms.convert import norm_layers
-from normlab.norms.registry import RunningStatistics, find_norm
 from normlab.norms.replace import layer_label
-from normlab.norms.sync_groups import check_sync_group_size, divisors
 from normlab.norms.weight_standardization import standardised_convolutions
 
 
@@ -39,32 +31,24 @@ def check_norms(
     `virtual_ranks` in each process.
     Raises: ConfigError naming the layer.
     """
-    entry = find_norm(norm.name)
     layers = norm_layers(model)
-    if entry.running_statistics is not RunningStatistics.none:
+    if norm.running_statistics is not RunningStatistics.none:
         _check_running_statistics(layers, norm)
-    if isinstance(norm, SyncBatchNormConfig):
-        check_sync_group_size(norm.sync_group_size, ranks, virtual_ranks)
-    if isinstance(norm, GroupNormConfig):
-        for name, layer in layers.items():
-            num_groups(layer.num_features, norm, name)
-    if isinstance(norm, GhostBatchNormConfig) and batch_size % norm.ghost_batch_size:
-        raise ConfigError(
-            f"norm.ghost_batch_size={norm.ghost_batch_size} does not divide batch_size={batch_size}; "
-            f"choose one of {divisors(batch_size)}."
-        )
-    if entry.linear:
+    channels = {name: layer.num_features for name, layer in layers.items()}
+    norm.check(channels, batch_size, ranks, virtual_ranks)
+    if norm.builder_without_activation:
         find_activations(model, layers)
     if norm.weight_standardization:
         standardised_convolutions(model)
     for name, shape in input_shapes(model, layers, (batch_size, *image_shape)):
-        if entry.values is not None and entry.values(shape, norm, ranks) < 2:
+        size = norm.statistic_size(shape, ranks)
+        if size is not None and size < 2:
             pixels = "x".join(map(str, shape[2:])) or "1"
             where = f"batch_size={batch_size} on {ranks} rank{'s' * (ranks > 1)}"
             raise ConfigError(
                 f"norm={norm.name} with {where} leaves layer {name or 'the model itself'} one value per "
-                f"{entry.unit}, which has no variance (its input has {shape[1]} channels of {pixels}); "
-                f"{entry.remedy}."
+                f"{norm.unit}, which has no variance (its input has {shape[1]} channels of {pixels}); "
+                f"{norm.remedy}."
             )
 
 

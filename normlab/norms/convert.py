@@ -6,18 +6,20 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normlab.config import ConfigError, NormConfig
+from normlab.config import ConfigError
+from normlab.config.norm import NormConfig
+from normlab.config.section import imported
 from normlab.markdown import markdown_table
 from normlab.norms.activations import Activations, find_activations
-from normlab.norms.registry import find_norm
 from normlab.norms.replace import (
     BATCH_NORMS,
+    Build,
     find_batch_norms,
     fused_activation,
     fused_batch_norms,
     refuse_hooks,
     replace_layers,
-    take_over_activation,
+    with_activation_of,
 )
 from normlab.norms.weight_standardization import standardised_convolutions
 
@@ -63,19 +65,20 @@ def convert_norms(
     Raises: ConfigError on an unknown norm, a model without BatchNorm, a layer of another subclass of
     BatchNorm or with hooks, groups that do not divide a layer's channels, activations that cannot be known.
     """
-    entry = find_norm(norm.name)
     layers = norm_layers(model)
     if norm.name != "bn" or virtual_ranks > 1:  # else the layers are kept
         refuse_hooks(layers, ConfigError)
-    followers = find_activations(model, layers) if entry.linear else Activations({})
+    followers = find_activations(model, layers) if norm.builder_without_activation else Activations({})
     convolutions = standardised_convolutions(model) if norm.weight_standardization else {}
-    build = entry.builder(norm, virtual_ranks)
-    linear = entry.linear(norm, virtual_ranks) if entry.linear else build
+    build: Build = norm.made_by()(norm, virtual_ranks)
+    linear = build
+    if norm.builder_without_activation:
+        linear = imported(norm.builder_without_activation)(norm, virtual_ranks)
     replacements: dict[nn.Module, nn.Module] = {}
     for name, layer in layers.items():
         replaced = followers.of_norm.get(name) is not None
-        new = (build if replaced or not entry.linear else linear)(layer, name)
-        replacements[layer] = take_over_activation(new, layer, replaced=replaced)
+        new = (build if replaced else linear)(layer, name)
+        replacements[layer] = with_activation_of(new, layer, replaced=replaced)
     if report is not None:
         report += [
             _row(name, layer, replacements.get(layer), followers.of_norm.get(name))

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from normlab.distributed import Ranks
-from normlab.norms.running_stats import RankStatistics, chunked_twin, merged, tracking_layers
+from normlab.norms.running_stats import RankStatistics, chunked_twin, observed_moments, tracking_layers
 
 DEAD_RANGE = 1e-6
 PerLayer = dict[str, list[float]]
@@ -92,7 +92,7 @@ def probe(
     scale_L = (sums_L2[:, 0] / sums_L2[:, 1]).sqrt()[seen_L]
     dead_L = [dead_channels(range_2C) for range_2C in range_2N.split(channels_L, dim=1) if range_2C.numel()]
     outputs = {"dead_channels": dead_L, "activation_scale": scale_L.tolist()}
-    return Probe(merged(chunk_observers, ranks) if chunk_observers else None, outputs)
+    return Probe(observed_moments(chunk_observers, ranks) if chunk_observers else None, outputs)
 
 
 def dead_channels(range_2C: Tensor) -> float:

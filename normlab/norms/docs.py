@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normlab.config import SCHEMAS
+from normlab.config.norm import NORMS, NormConfig
 from normlab.config.schema import summary
+from normlab.config.section import imported
 from normlab.markdown import markdown_table
 from normlab.norms import activations, weight_standardization
 from normlab.norms.drawing import draw
-from normlab.norms.registry import NORMS, Norm, definition
 
 BATCH_SIZE, RANKS = 32, 8
 
@@ -70,25 +70,28 @@ the derivatives of the layers themselves.
 def pages() -> dict[Path, str]:
     """Path under the repository -> text of each file that is made."""
     files = {Path(f"docs/norms/{name}.svg"): draw(name) for name in NORMS}
-    table = markdown_table(_COLUMNS, [_cells(name, entry) for name, entry in NORMS.items()])
-    sections = "".join(_section(name, entry) for name, entry in NORMS.items())
+    table = markdown_table(_COLUMNS, [_cells(name, norm) for name, norm in NORMS.items()])
+    sections = "".join(_section(name, norm) for name, norm in NORMS.items())
     ending = _options() + _worked_example()
     return {Path("docs/norms.md"): _INTRODUCTION + table + _LEGEND + sections + ending, **files}
 
 
-def _cells(name: str, entry: Norm) -> list[str]:
-    schema: Any = SCHEMAS["norm"][name]
-    nbs = schema().normalization_batch_size(BATCH_SIZE, RANKS)
-    least = schema(**({"ghost_batch_size": 1} if name == "ghost_bn" else {}))
-    trains = entry.values is None or entry.values((1, 16, 1, 1), least, 1) > 1
+def definition(norm: type[NormConfig]) -> str:
+    """The docstring that defines a norm."""
+    return inspect.getdoc(imported(norm.defined_by or norm.builder)) or ""
+
+
+def _cells(name: str, norm: type[NormConfig]) -> list[str]:
+    least: dict[str, Any] = {"ghost_batch_size": 1} if name == "ghost_bn" else {}
+    trains = norm(**least).statistic_size((1, 16, 1, 1), 1) != 1
     return [
         f"[`{name}`](#{name})",
-        summary(schema),
-        _yes(entry.needs_batch),
-        _yes(entry.needs_ranks),
-        entry.running_statistics.value,
-        str(nbs),
-        _yes(entry.linear is not None),
+        summary(norm),
+        _yes(norm.needs_batch),
+        _yes(norm.needs_ranks),
+        norm.running_statistics.value,
+        str(norm().normalization_batch_size(BATCH_SIZE, RANKS)),
+        _yes(bool(norm.builder_without_activation)),
         "trains" if trains else "refused",
     ]
 
@@ -97,10 +100,10 @@ def _yes(answer: bool) -> str:
     return "yes" if answer else "no"
 
 
-def _section(name: str, entry: Norm) -> str:
+def _section(name: str, norm: type[NormConfig]) -> str:
     return (
-        f"\n## {name}\n\n{_as_markdown(definition(name))}\n![{name}: what its statistics are made of]"
-        f"(norms/{name}.svg)\n\n**When to use it.** {entry.when}\n"
+        f"\n## {name}\n\n{_as_markdown(definition(norm))}\n![{name}: what its statistics are made of]"
+        f"(norms/{name}.svg)\n\n**When to use it.** {norm.when}\n"
     )
 
 

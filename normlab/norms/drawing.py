@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normlab.config import SCHEMAS
+from normlab.config.section import SCHEMAS
 from normlab.norms.convert import convert_norms
 
 SAMPLES, RANKS, CHANNELS, PIXELS = 8, 2, 6, 2

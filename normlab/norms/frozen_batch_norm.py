@@ -1,9 +1,13 @@
 """BatchNorm as it was when training ended."""
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
+
+from normlab.config.norm import FrozenBatchNormConfig
+from normlab.config.section import ConfigError
+from normlab.norms.replace import Build, eps_of, layer_label
 
 
 class FrozenBatchNorm(FrozenBatchNorm2d):
@@ -33,3 +37,20 @@ class FrozenBatchNorm(FrozenBatchNorm2d):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.running_mean.numel()}, eps={self.eps})"
+
+
+def frozen_batch_norm(norm: FrozenBatchNormConfig, virtual_ranks: int) -> Build:
+    """See FrozenBatchNorm.
+
+    Raises: ConfigError if a layer keeps no running statistics.
+    """
+
+    def build(layer: _BatchNorm, name: str) -> nn.Module:
+        if layer.running_mean is None:
+            raise ConfigError(
+                f"norm=frozen_bn cannot freeze layer {layer_label(name, layer)}, which keeps no running "
+                "statistics; choose another norm or model."
+            )
+        return FrozenBatchNorm.from_batch_norm(layer, eps_of(norm, layer))
+
+    return build

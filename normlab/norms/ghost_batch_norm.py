@@ -2,12 +2,15 @@
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from normlab.norms.grouped_batch_norm import GroupedBatchNorm, batch_norm_by_group
+from normlab.config.norm import GhostBatchNormConfig
+from normlab.norms.batch_statistics_norm import BatchStatisticsNorm, batch_norm_by_group
+from normlab.norms.replace import Build, set_up
 
 
-class GhostBatchNorm(GroupedBatchNorm):
+class GhostBatchNorm(BatchStatisticsNorm):
     """BatchNorm over the samples and pixels of each ghost batch, a part of one rank's batch.
 
         y = (x - mean_gc) / sqrt(var_gc + eps) * gamma_c + beta_c,   mean, var over samples, H, W of part g
@@ -49,3 +52,12 @@ class GhostBatchNorm(GroupedBatchNorm):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ghost_batch_size={self.ghost_batch_size}, virtual_ranks={self.groups}"
+
+
+def ghost_batch_norm(norm: GhostBatchNormConfig, virtual_ranks: int) -> Build:
+    """See GhostBatchNorm."""
+
+    def build(layer: _BatchNorm, name: str) -> nn.Module:
+        return set_up(GhostBatchNorm.from_batch_norm(layer, norm.ghost_batch_size, virtual_ranks), norm)
+
+    return build

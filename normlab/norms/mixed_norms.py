@@ -5,23 +5,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normlab.norms.grouped_batch_norm import GroupedBatchNorm, wide
+from normlab.config.norm import BatchInstanceNormConfig, SwitchableNormConfig
+from normlab.norms.batch_statistics_norm import BatchStatisticsNorm, upcast
+from normlab.norms.replace import Build, set_up
 
 
 def instance_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """(B, C), (B, C): mean and biased variance over pixels."""
-    pixels = wide(x) if x.dim() > 2 else wide(x).unsqueeze(-1)
+    pixels = upcast(x) if x.dim() > 2 else upcast(x).unsqueeze(-1)
     var_BC, mean_BC = torch.var_mean(pixels, list(range(2, pixels.dim())), correction=0)
     return mean_BC, var_BC
 
 
-def merged(mean: Tensor, var: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+def union_moments(mean: Tensor, var: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """Moments of the union of equal parts, which lie along `axis` (kept, of size 1): law of total variance."""
     between, mean_of_all = torch.var_mean(mean, axis, correction=0, keepdim=True)
     return mean_of_all, var.mean(axis, keepdim=True) + between
 
 
-class MixedNorm(GroupedBatchNorm):
+class MixedNorm(BatchStatisticsNorm):
     """Base of norms that are, for each sample and channel, one scale and one shift made of several moments."""
 
     def scale_and_shift(
@@ -44,7 +46,7 @@ class MixedNorm(GroupedBatchNorm):
             raise ValueError(f"expected more than 1 value per channel when training, got {tuple(x.shape)}")
         instance = instance_moments(x)
         mean_NGC, var_NGC = (moment_BC.unflatten(0, (-1, groups)) for moment_BC in instance)
-        batch = merged(mean_NGC, var_NGC, axis=0)
+        batch = union_moments(mean_NGC, var_NGC, axis=0)
         of_samples = (moment_1GC.expand_as(mean_NGC).flatten(0, 1) for moment_1GC in batch)
         y = self._affine(x, *self.scale_and_shift(instance, tuple(of_samples)))  # type: ignore[arg-type]
         return y, batch[0].squeeze(0), batch[1].squeeze(0)
@@ -96,7 +98,7 @@ class SwitchableNorm(MixedNorm):
     def scale_and_shift(
         self, instance: tuple[Tensor, Tensor], batch: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        layer = merged(*instance, axis=1)
+        layer = union_moments(*instance, axis=1)
         mean_BC, var_BC = (
             sum(share * moment for share, moment in zip(weight.softmax(0), moments, strict=True))
             for weight, moments in zip(
@@ -148,3 +150,13 @@ class BatchInstanceNorm(MixedNorm):
         own_BC, batch_BC = ((var + self.eps).rsqrt() for _, var in (instance, batch))
         own_BC, batch_BC = own_BC * (1 - gate_C), batch_BC * gate_C
         return own_BC + batch_BC, -(instance[0] * own_BC + batch[0] * batch_BC)
+
+
+def switchable_norm(norm: SwitchableNormConfig, virtual_ranks: int) -> Build:
+    """See SwitchableNorm."""
+    return lambda layer, name: set_up(SwitchableNorm.from_batch_norm(layer, virtual_ranks), norm)
+
+
+def batch_instance_norm(norm: BatchInstanceNormConfig, virtual_ranks: int) -> Build:
+    """See BatchInstanceNorm."""
+    return lambda layer, name: set_up(BatchInstanceNorm.from_batch_norm(layer, virtual_ranks), norm)

@@ -1,11 +1,16 @@
 """Finding the BatchNorm layers of a model, and putting other layers in their places."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from normlab.config.norm import BatchNormConfig, StatisticsConfig
+
+Build = Callable[[_BatchNorm, str], nn.Module]
+"""(layer, its dotted name) -> the layer that takes its place: what the builder of a norm gives."""
 
 BATCH_NORMS: tuple[type[_BatchNorm], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 """The types that a conversion knows all of. A subclass may do more than its base, which would be lost."""
@@ -65,7 +70,7 @@ def replace_layers(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]
     return replacements.get(model, model)
 
 
-def take_over(new: nn.Module, old: _BatchNorm) -> nn.Module:
+def with_parameters_of(new: nn.Module, old: _BatchNorm) -> nn.Module:
     """`new` with the Parameter objects of `old` (so dtype, device, requires_grad) and its training flag.
 
     Parameters that only `new` has go to that device and dtype.
@@ -77,6 +82,23 @@ def take_over(new: nn.Module, old: _BatchNorm) -> nn.Module:
             setattr(new, name, nn.Parameter(parameter.detach().to(like.device, like.dtype)))
     new.training = old.training
     return new
+
+
+def set_up(layer: _BatchNorm, norm: BatchNormConfig) -> _BatchNorm:
+    """`layer` with norm.eps and norm.momentum, where they are given."""
+    layer.eps = eps_of(norm, layer)
+    if norm.momentum is not None:
+        layer.momentum = norm.momentum
+    return layer
+
+
+def eps_of(norm: StatisticsConfig, layer: _BatchNorm) -> float:
+    """norm.eps, or that of the BatchNorm that is replaced, whatever the norm.
+
+    So the norms of a comparison differ by their statistics alone, and the size below which the model's authors
+    took a variance for noise stays theirs.
+    """
+    return layer.eps if norm.eps is None else norm.eps
 
 
 def fused_batch_norms() -> tuple[type[_BatchNorm], ...]:
@@ -91,7 +113,7 @@ def fused_activation(layer: nn.Module) -> nn.Module | None:
     return None if isinstance(activation, nn.Identity) else activation
 
 
-def take_over_activation(new: nn.Module, old: nn.Module, *, replaced: bool = False) -> nn.Module:
+def with_activation_of(new: nn.Module, old: nn.Module, *, replaced: bool = False) -> nn.Module:
     """`new`, followed by the dropout and activation that `old` holds (where it does), under their names.
 
     `replaced`: the activation is part of `new` already.

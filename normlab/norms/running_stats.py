@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normlab.distributed import Ranks
-from normlab.norms.grouped_batch_norm import batch_norm_by_group
+from normlab.norms.batch_statistics_norm import batch_norm_by_group
 from normlab.norms.mixed_norms import MixedNorm
-from normlab.norms.replace import take_over_activation
+from normlab.norms.replace import replace_layers, with_activation_of
 
 
 def tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -125,7 +125,7 @@ def precise_statistics(
     with torch.no_grad(), autocast:
         for images_BCHW in batches:
             twin(images_BCHW)
-    return merged(observers, ranks)
+    return observed_moments(observers, ranks)
 
 
 def chunked_twin(model: nn.Module, chunk_size: int) -> "tuple[nn.Module, list[_ChunkObserver]]":
@@ -134,23 +134,21 @@ def chunked_twin(model: nn.Module, chunk_size: int) -> "tuple[nn.Module, list[_C
     Its parameters are the model's own; its modules and buffers are not, and dropout is off. The observers, a layer
     each, add up what the layers see.
     """
-    layers = tracking_layers(model).values()
-    observers = {id(layer): _ChunkObserver(layer, chunk_size) for layer in layers}
-    parameters = {id(parameter): parameter for parameter in model.parameters()}
-    # What the memo holds already is put in place of a copy.
-    memo: dict[int, Any] = {**parameters, **observers}
-    for layer in layers:
-        take_over_activation(observers[id(layer)], layer)
-        for name, child in observers[id(layer)].named_children():  # of the layer as yet
-            setattr(observers[id(layer)], name, copy.deepcopy(child, memo))
-    twin = copy.deepcopy(model, memo).train()
+    groups = [layer.process_group for layer in model.modules() if hasattr(layer, "process_group")]
+    shared: dict[int, Any] = {id(thing): thing for thing in [*model.parameters(), *groups]}
+    twin = copy.deepcopy(model, shared)  # what the memo holds is not copied
+    observers = {layer: _ChunkObserver(layer, chunk_size) for layer in tracking_layers(twin).values()}
+    replacements: dict[nn.Module, nn.Module] = {
+        layer: with_activation_of(observer, layer) for layer, observer in observers.items()
+    }
+    twin = replace_layers(twin, replacements).train()
     for module in twin.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.eval()  # it would draw from the generator
     return twin, list(observers.values())
 
 
-def merged(observers: "Sequence[_ChunkObserver]", ranks: Ranks) -> tuple[Tensor, Tensor]:
+def observed_moments(observers: "Sequence[_ChunkObserver]", ranks: Ranks) -> tuple[Tensor, Tensor]:
     """(N,), (N,): mean and unbiased variance of all that the observers of all ranks saw.
 
     Collective: every rank must call.
@@ -166,9 +164,7 @@ class _ChunkObserver(nn.Module):
 
     def __init__(self, layer: _BatchNorm, chunk_size: int) -> None:
         super().__init__()
-        self.chunk_size = chunk_size
-        # No child of this module: the twin's train() must not reach the model's own layer.
-        self.of_model = (layer,)
+        self.layer, self.chunk_size = layer, chunk_size
         like = layer.get_buffer("running_mean")
         self.sums_3C = torch.zeros(3, layer.num_features, dtype=torch.float64, device=like.device)
         self.dtype = like.dtype
@@ -184,7 +180,7 @@ class _ChunkObserver(nn.Module):
 
     def _normalised(self, x: Tensor, chunks: int, values: int) -> tuple[Tensor, Tensor, Tensor]:
         """(y, mean of each chunk (K, C), biased variance (K, C))."""
-        (layer,) = self.of_model
+        layer = self.layer
         if isinstance(layer, MixedNorm):
             return layer.by_group(x, chunks)
         mean_KC, var_KC = torch.zeros(2, chunks, x.shape[1], dtype=self.dtype, device=x.device)

@@ -1,12 +1,22 @@
-"""Layers whose statistics are of one sample, where torch's own do not serve."""
+"""Norms whose statistics are those of one sample: layers where torch's own do not serve, and none at all."""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from normlab.norms.grouped_batch_norm import wide
+from normlab.config.norm import (
+    ChannelLayerNormConfig,
+    GroupNormConfig,
+    InstanceNormConfig,
+    LayerNormConfig,
+    NormConfig,
+    RmsNormConfig,
+)
+from normlab.norms.batch_statistics_norm import upcast
+from normlab.norms.replace import Build, eps_of, with_parameters_of
 
 
 def per_channel(values_C: Tensor, x: Tensor) -> Tensor:
@@ -69,61 +79,109 @@ class ChannelRmsNorm(AffineNorm):
     """torch's rms_norm over channels, at each pixel, and beta. Shape: (B, C, ...) -> (B, C, ...)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.rms_norm(wide(x).movedim(1, -1), (self.num_features,), self.weight, self.eps).movedim(-1, 1)
+        y = F.rms_norm(upcast(x).movedim(1, -1), (self.num_features,), self.weight, self.eps).movedim(-1, 1)
         return (y if self.bias is None else y + per_channel(self.bias, y)).to(x.dtype)
 
 
-class FilterResponseNorm(AffineNorm):
-    """y = x / sqrt(mean(x^2) + eps) * gamma_c + beta_c, the mean over pixels: FRN where no activation follows.
+def group_norm(norm: GroupNormConfig, virtual_ranks: int) -> Build:
+    """GroupNorm: each sample over groups of channels and all pixels.
+
+        y = (x - mean_g) / sqrt(var_g + eps) * gamma_c + beta_c,   g = group of channel c
+
+    Shape: (B, C, ...) -> (B, C, ...). Train and eval are identical: no buffers. NBS 1.
+    Raises: ConfigError if the groups do not divide a layer's channels.
+    Source: Wu & He 2018, arXiv:1803.08494, section 3.
+    """
+
+    def build(layer: _BatchNorm, name: str) -> nn.Module:
+        return _group_norm(layer, norm.groups_of(layer.num_features, name), eps_of(norm, layer))
+
+    return build
+
+
+def layer_norm(norm: LayerNormConfig, virtual_ranks: int) -> Build:
+    """LayerNorm on images: each sample over all channels and pixels, which is GroupNorm with one group.
+
+        y = (x - mean) / sqrt(var + eps) * gamma_c + beta_c,   mean, var over C, H, W
+
+    The affine is per channel, as in the other norms, and not per element as in torch.nn.LayerNorm.
+    Shape: (B, C, ...) -> (B, C, ...). Train and eval are identical: no buffers. NBS 1.
+    Source: Ba et al. 2016, arXiv:1607.06450; on images: Wu & He 2018, arXiv:1803.08494, section 3.1.
+    """
+
+    def build(layer: _BatchNorm, name: str) -> nn.Module:
+        return _group_norm(layer, 1, eps_of(norm, layer))
+
+    return build
+
+
+def instance_norm(norm: InstanceNormConfig, virtual_ranks: int) -> Build:
+    """InstanceNorm: each sample and channel over its pixels.
+
+        y = (x - mean_c) / sqrt(var_c + eps) * gamma_c + beta_c,   mean, var over H, W
 
     Shape: (B, C, ...) -> (B, C, ...), with at least one axis of pixels.
-    Raises: ValueError on (B, C), where only the sign of a value would be left.
+    Train and eval are identical: no buffers. NBS 1.
+    Source: Ulyanov et al. 2016, arXiv:1607.08022.
+    """
+    types: dict[type[_BatchNorm], type[nn.Module]] = {
+        nn.BatchNorm1d: InstanceNorm1d,
+        nn.BatchNorm2d: nn.InstanceNorm2d,
+        nn.BatchNorm3d: nn.InstanceNorm3d,
+    }
+
+    def build(layer: _BatchNorm, name: str) -> nn.Module:
+        kind: Any = next(new for base, new in types.items() if isinstance(layer, base))
+        bias = layer.bias is not None
+        new = kind(layer.num_features, eps_of(norm, layer), affine=layer.affine, bias=bias, device="meta")
+        return with_parameters_of(new, layer)
+
+    return build
+
+
+def channel_layer_norm(norm: ChannelLayerNormConfig, virtual_ranks: int) -> Build:
+    """LayerNorm over channels: each pixel of each sample by itself, as in ConvNeXt.
+
+        y = (x - mean) / sqrt(var + eps) * gamma_c + beta_c,   mean, var over C
+
+    Shape: (B, C, ...) -> (B, C, ...). Train and eval are identical: no buffers. NBS 1.
+    Source: Ba et al. 2016, arXiv:1607.06450; at each pixel: Liu et al. 2022, arXiv:2201.03545.
+    """
+    return lambda layer, name: affine_norm(ChannelLayerNorm, layer, eps_of(norm, layer))
+
+
+def rms_norm(norm: RmsNormConfig, virtual_ranks: int) -> Build:
+    """RMSNorm over channels: each pixel of each sample by itself, without subtracting a mean.
+
+        y = x / sqrt(mean(x^2) + eps) * gamma_c + beta_c,   the mean over C
+
+    Shape: (B, C, ...) -> (B, C, ...). Train and eval are identical: no buffers. NBS 1.
+    Source: Zhang & Sennrich 2019, arXiv:1910.07467, equation 4; the axes are those of ln2d.
+    """
+    return lambda layer, name: affine_norm(ChannelRmsNorm, layer, eps_of(norm, layer))
+
+
+def channel_affine(norm: NormConfig, virtual_ranks: int) -> Build:
+    """No normalization: only gamma and beta, per channel.
+
+        y = x * gamma_c + beta_c
+
+    Shape: (B, C, ...) -> (B, C, ...). Train and eval are identical, at any batch. NBS 1.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() < 3:
-            raise ValueError(f"{type(self).__name__} takes pixels, got {tuple(x.shape)}; use norm=ln or norm=bn.")
-        square_BC = wide(x).square().mean(tuple(range(2, x.dim())), keepdim=True)
-        return self.affine(x * (square_BC + self.eps).rsqrt()).to(x.dtype)
+    def build(layer: _BatchNorm, name: str) -> nn.Module:
+        return with_parameters_of(
+            ChannelAffine(layer.num_features, layer.affine, bias=layer.bias is not None), layer
+        )
+
+    return build
 
 
-class FilterResponseNormTLU(FilterResponseNorm):
-    """max(y, tau_c), y as of FilterResponseNorm. tau starts at 0, which is ReLU."""
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.tau = nn.Parameter(torch.zeros(self.num_features))
-
-    def no_weight_decay(self) -> set[str]:
-        return {"tau"}
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.maximum(super().forward(x), per_channel(self.tau, x).to(x.dtype))
+def affine_norm(kind: type[AffineNorm], layer: _BatchNorm, eps: float) -> nn.Module:
+    return with_parameters_of(kind(layer.num_features, eps, layer.affine, bias=layer.bias is not None), layer)
 
 
-class EvoNormS0(AffineNorm):
-    """y = x sigmoid(v_c x) / sqrt(var_g + eps) * gamma_c + beta_c; v starts at 1, which is SiLU.
-
-    Statistics in float64 stay there (timm's, which is else the same, goes through float32).
-    Shape: (B, C, ...) -> (B, C, ...).
-    """
-
-    def __init__(
-        self, num_features: int, num_groups: int, eps: float = 1e-5, affine: bool = True, *, bias: bool = True
-    ) -> None:
-        super().__init__(num_features, eps, affine, bias=bias)
-        self.num_groups = num_groups
-        self.v = nn.Parameter(torch.ones(num_features))
-
-    def no_weight_decay(self) -> set[str]:
-        return {"v"}
-
-    def forward(self, x: Tensor) -> Tensor:
-        grouped = wide(x).unflatten(1, (self.num_groups, -1))
-        var = grouped.var(tuple(range(2, grouped.dim())), correction=0)
-        scale_BC = (var + self.eps).rsqrt().repeat_interleave(x.shape[1] // self.num_groups, dim=1)
-        activated = x * (x * per_channel(self.v, x)).sigmoid()
-        return self.affine(activated * scale_BC.view(*scale_BC.shape, *[1] * (x.dim() - 2))).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, num_groups={self.num_groups}"
+def _group_norm(layer: _BatchNorm, groups: int, eps: float) -> nn.Module:
+    bias = layer.bias is not None
+    new = nn.GroupNorm(groups, layer.num_features, eps, affine=layer.affine, bias=bias, device="meta")
+    return with_parameters_of(new, layer)

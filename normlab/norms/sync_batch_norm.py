@@ -9,7 +9,7 @@ from torch.autograd.function import Function, once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normlab.norms.exchange import gather_statistics, merge_statistics, sum_gradients
-from normlab.norms.replace import BATCH_NORMS, find_batch_norms, refuse_hooks, replace_layers, take_over
+from normlab.norms.replace import BATCH_NORMS, find_batch_norms, refuse_hooks, replace_layers, with_parameters_of
 
 VALUES_AT_A_TIME = 1 << 16
 """Under reduced precision: values of x that the backward holds in float32 at once, where a sample has no more."""
@@ -226,7 +226,7 @@ class SyncBatchNorm(_BatchNorm):
             device="meta",  # nothing to allocate: everything is taken over
             bias=layer.bias is not None,
         )
-        take_over(new, layer)
+        with_parameters_of(new, layer)
         new.running_mean, new.running_var = layer.running_mean, layer.running_var
         new.num_batches_tracked = layer.num_batches_tracked
         if hasattr(layer, "qconfig"):

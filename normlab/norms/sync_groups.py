@@ -4,36 +4,15 @@ from typing import Any
 
 import torch.distributed as dist
 
-from normlab.config import ConfigError
-
-
-def divisors(number: int) -> list[int]:
-    return [d for d in range(1, number + 1) if number % d == 0]
+from normlab.config.norm import SyncBatchNormConfig, check_sync_group_size
+from normlab.norms.replace import Build, set_up
+from normlab.norms.sync_batch_norm import SyncBatchNorm
+from normlab.norms.virtual_batch_norm import VirtualBatchNorm
 
 
 def real_ranks() -> int:
     """Ranks of the process group; 1 where there is none."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def check_sync_group_size(size: int | None, ranks: int, virtual_ranks: int = 1) -> None:
-    """What `size` contiguous logical ranks (None: all) of `ranks` can share, `virtual_ranks` in each process.
-
-    Raises: ConfigError where `size` does not divide their number, or a group would end within a process.
-    """
-    if size is None:
-        return
-    fits = [d for d in divisors(ranks) if d % virtual_ranks == 0 or virtual_ranks % d == 0]
-    if ranks % size:
-        raise ConfigError(
-            f"norm.sync_group_size={size} does not divide the {ranks} ranks; "
-            f"choose one of {fits}, or null for all ranks."
-        )
-    if size not in fits:
-        raise ConfigError(
-            f"norm.sync_group_size={size} with virtual_ranks={virtual_ranks} would end within a process; "
-            f"choose one of {fits}, null for all ranks, or another virtual_ranks."
-        )
 
 
 def sync_group(size: int | None) -> Any | None:
@@ -49,3 +28,18 @@ def sync_group(size: int | None) -> Any | None:
         return None
     group, _ = dist.new_subgroups(size)
     return group
+
+
+def sync_batch_norm(norm: SyncBatchNormConfig, virtual_ranks: int) -> Build:
+    """See SyncBatchNorm.
+
+    The virtual ranks of a process that is whole within a group are one rank with all of their samples; groups
+    that lie within a process need no other: normlab.norms.VirtualBatchNorm.
+    Collective: every rank must call (it creates the sync groups).
+    """
+    size = norm.sync_group_size
+    check_sync_group_size(size, real_ranks() * virtual_ranks, virtual_ranks)
+    if size is not None and size < virtual_ranks:
+        return lambda layer, name: set_up(VirtualBatchNorm.from_batch_norm(layer, virtual_ranks, size), norm)
+    group = sync_group(size and size // virtual_ranks)
+    return lambda layer, name: set_up(SyncBatchNorm.from_batch_norm(layer, group), norm)

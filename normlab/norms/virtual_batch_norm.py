@@ -2,12 +2,15 @@
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from normlab.norms.grouped_batch_norm import GroupedBatchNorm, batch_norm_by_group
+from normlab.config.norm import BatchNormConfig
+from normlab.norms.batch_statistics_norm import BatchStatisticsNorm, batch_norm_by_group
+from normlab.norms.replace import Build, set_up
 
 
-class VirtualBatchNorm(GroupedBatchNorm):
+class VirtualBatchNorm(BatchStatisticsNorm):
     """BatchNorm over the samples and pixels of each virtual rank, or of each sync group of them.
 
         y = (x - mean_gc) / sqrt(var_gc + eps) * gamma_c + beta_c,   mean, var over B, H, W of group g
@@ -45,3 +48,21 @@ class VirtualBatchNorm(GroupedBatchNorm):
     def extra_repr(self) -> str:
         ranks = f"virtual_ranks={self.virtual_ranks}, sync_group_size={self.sync_group_size}"
         return f"{super().extra_repr()}, {ranks}"
+
+
+def batch_norm(norm: BatchNormConfig, virtual_ranks: int) -> Build:
+    """BatchNorm: the layer itself, with norm.eps and norm.momentum if they are given.
+
+        y = (x - mean_c) / sqrt(var_c + eps) * gamma_c + beta_c,   mean, var over B, H, W of this rank
+
+    Shape: (B, C, ...) -> (B, C, ...). NBS: batch_size. Virtual ranks: normlab.norms.VirtualBatchNorm.
+    Train: the biased variance normalises; running = (1 - momentum) * running + momentum * batch, with the
+    unbiased variance. Eval: running statistics.
+    Source: Ioffe & Szegedy 2015, arXiv:1502.03167.
+    """
+
+    def build(layer: _BatchNorm, name: str) -> nn.Module:
+        new = layer if virtual_ranks == 1 else VirtualBatchNorm.from_batch_norm(layer, virtual_ranks)
+        return set_up(new, norm)
+
+    return build

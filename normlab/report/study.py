@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from normlab.config import SCHEMAS, Config, ConfigError, Section
+from normlab.config import Config, ConfigError
 from normlab.config.schema import default_of
+from normlab.config.section import SCHEMAS, Section
 from normlab.report.reading import Records
 from normlab.report.statistics import Estimate, estimate
 from normlab.report.style import norm_order

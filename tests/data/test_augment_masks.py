@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from normlab.config import Precision, ShapesSegConfig
+from normlab.config.config import Precision
+from normlab.config.data import ShapesSegConfig
 from normlab.data.augment_masks import ScaleAndCrop
-from normlab.data.batches import TrainBatches
+from normlab.data.batches import Inputs, TrainBatches
 from normlab.data.dataset import IGNORED, MaskedImages
 from normlab.numerics import Numerics
 
@@ -97,17 +98,13 @@ def test_colours_change_within_bounds_and_the_mask_does_not():
 def batches(ranks, first, here, batch_size):
     return TrainBatches(
         pictures(SIZES * 8),
-        MEAN_C,
-        torch.ones(3, dtype=torch.float64),
+        Inputs(scale_and_crop(), MEAN_C, torch.ones(3, dtype=torch.float64), FP64),
         seed=3,
         batch_size=batch_size,
         accumulate=1,
         logical_ranks=ranks,
-        first_logical_rank=first,
-        num_logical_ranks_here=here,
-        augmentation=scale_and_crop(),
+        ranks_here=range(first, first + here),
         augment=True,
-        numerics=FP64,
     )
 
 

@@ -3,16 +3,19 @@
 import pytest
 import torch
 
-from normlab.config import ConfigError, Precision
+from normlab.config import ConfigError
+from normlab.config.config import Precision
 from normlab.data.augment import CropAndFlip, augment, epoch_draws
-from normlab.data.batches import TrainBatches, eval_batches, precise_batches
+from normlab.data.batches import Inputs, TrainBatches, eval_batches, precise_batches
 from normlab.data.dataset import LabelledImages
 from normlab.data.order import epoch_order
+from normlab.distributed import Ranks
 from normlab.numerics import Numerics
 
 CPU = torch.device("cpu")
 FP64, FP32 = Numerics.of(Precision.fp64, CPU), Numerics.of(Precision.fp32, CPU)
 MEAN_C, STD_C = torch.full((3,), 0.5, dtype=torch.float64), torch.full((3,), 0.25, dtype=torch.float64)
+INPUTS = Inputs(CropAndFlip((3, 8, 8)), MEAN_C, STD_C, FP32)
 NUM = 70
 """Labels are sample numbers here, so that a batch tells what it holds."""
 
@@ -28,17 +31,13 @@ def split():
 def batches(split, *, batch_size=16, accumulate=1, ranks=1, first=0, here=1, augment=True, seed=0):
     return TrainBatches(
         split,
-        MEAN_C,
-        STD_C,
+        Inputs(CropAndFlip((3, 8, 8)), MEAN_C, STD_C, FP64),
         seed=seed,
         batch_size=batch_size,
         accumulate=accumulate,
         logical_ranks=ranks,
-        first_logical_rank=first,
-        num_logical_ranks_here=here,
-        augmentation=CropAndFlip((3, 8, 8)),
+        ranks_here=range(first, first + here),
         augment=augment,
-        numerics=FP64,
     )
 
 
@@ -100,16 +99,8 @@ def test_a_batch_larger_than_the_data_is_refused_when_the_batches_are_made(split
 
 
 def evaluated(split, rank, world_size, **options):
-    return eval_batches(
-        split,
-        MEAN_C,
-        STD_C,
-        batch_size=16,
-        rank=rank,
-        world_size=world_size,
-        numerics=FP32,
-        **options,
-    )
+    ranks = Ranks(rank, world_size, 1, CPU)
+    return eval_batches(split, INPUTS, ranks, batch_size=16, **options)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
@@ -134,15 +125,11 @@ def test_a_limit_takes_that_many_distinct_samples_from_all_over_the_split(split)
 def test_statistics_are_computed_on_whole_chunks_and_on_none_where_there_is_none(split, samples, sizes):
     batches = precise_batches(
         split,
-        CropAndFlip((3, 8, 8)),
-        MEAN_C,
-        STD_C,
+        INPUTS,
+        Ranks(0, 1, 1, CPU),
         seed=0,
         samples=samples,
         chunk_size=16,
         chunks_per_batch=2,
-        rank=0,
-        world_size=1,
-        numerics=FP32,
     )
     assert [len(labels_B) for _, labels_B in batches] == sizes

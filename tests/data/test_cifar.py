@@ -9,7 +9,8 @@ import pytest
 import torch
 from torchvision import datasets
 
-from normlab.config import CifarConfig, ConfigError
+from normlab.config import ConfigError
+from normlab.config.data import CifarConfig
 from normlab.data import load
 
 READERS = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}

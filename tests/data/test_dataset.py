@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from normlab.config import ConfigError, ShapesConfig
+from normlab.config import ConfigError
+from normlab.config.data import ShapesConfig
 from normlab.data import load
-from normlab.data.dataset import LabelledImages, PixelMoments, Source, cut
+from normlab.data.dataset import LabelledImages, PixelMoments, Source, split_source
 
 
 @pytest.fixture
@@ -23,14 +24,14 @@ def samples(split):
 
 
 def test_without_a_fraction_val_is_the_test_folder(source):
-    data = cut(source, ShapesConfig())
+    data = split_source(source, ShapesConfig())
     assert (data.eval_split, data.test) == ("test", None)
     assert samples(data.train) == list(range(100))
     assert samples(data.val) == list(range(100, 120))
 
 
 def test_held_out_val_and_train_are_the_training_folder_in_two(source):
-    data = cut(source, ShapesConfig(val_fraction=0.2))
+    data = split_source(source, ShapesConfig(val_fraction=0.2))
     assert data.eval_split == "val"
     assert data.test is not None
     assert samples(data.test) == list(range(100, 120))
@@ -39,21 +40,27 @@ def test_held_out_val_and_train_are_the_training_folder_in_two(source):
 
 
 def test_val_does_not_change_with_train_samples_and_subsets_are_nested(source):
-    large = cut(source, ShapesConfig(val_fraction=0.2, train_samples=50))
-    small = cut(source, ShapesConfig(val_fraction=0.2, train_samples=10))
-    assert samples(large.val) == samples(small.val) == samples(cut(source, ShapesConfig(val_fraction=0.2)).val)
+    large = split_source(source, ShapesConfig(val_fraction=0.2, train_samples=50))
+    small = split_source(source, ShapesConfig(val_fraction=0.2, train_samples=10))
+    assert (
+        samples(large.val)
+        == samples(small.val)
+        == samples(split_source(source, ShapesConfig(val_fraction=0.2)).val)
+    )
     assert len(small.train) == 10
     assert set(samples(small.train)) < set(samples(large.train))
     assert max(samples(small.train)) > 50  # from all over the folder
 
 
 def test_a_subset_copies_no_pixels(source):
-    data = cut(source, ShapesConfig(val_fraction=0.2, train_samples=10))
+    data = split_source(source, ShapesConfig(val_fraction=0.2, train_samples=10))
     assert data.train.images_BHWC.data_ptr() == source.train.images_BHWC.data_ptr()
 
 
 def test_take_gives_pictures_with_their_own_labels(source):
-    images_BHWC, labels_B = cut(source, ShapesConfig(train_samples=30)).train.take(torch.tensor([7, 3, 7]))
+    images_BHWC, labels_B = split_source(source, ShapesConfig(train_samples=30)).train.take(
+        torch.tensor([7, 3, 7])
+    )
     assert torch.equal(images_BHWC[:, 0, 0, 0].long(), labels_B)
     assert labels_B[0] == labels_B[2] != labels_B[1]
 
@@ -69,7 +76,7 @@ def test_take_gives_pictures_with_their_own_labels(source):
 )
 def test_an_empty_split_or_too_large_a_subset_is_one_line_with_numbers(source, settings, words):
     with pytest.raises(ConfigError) as caught:
-        cut(source, ShapesConfig(**settings))
+        split_source(source, ShapesConfig(**settings))
     assert all(word in str(caught.value) for word in words)
     assert "\n" not in str(caught.value)
 

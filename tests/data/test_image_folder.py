@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from normlab.config import ConfigError, ImageFolderConfig
+from normlab.config import ConfigError
+from normlab.config.data import ImageFolderConfig
 from normlab.data import image_folder, load
 from normlab.data.decode import decode
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from normlab.config import ConfigError, MaskFolderConfig, TorchvisionMasksConfig
+from normlab.config import ConfigError
+from normlab.config.data import MaskFolderConfig, TorchvisionMasksConfig
 from normlab.data import load
 from normlab.data.dataset import IGNORED
 from normlab.data.torchvision_masks import VOC_CLASSES

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from normlab.config import ShapesConfig
+from normlab.config.data import ShapesConfig
 from normlab.data import load, shapes
 from normlab.data.order import Stream
 

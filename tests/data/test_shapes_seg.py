@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from normlab.config import ShapesSegConfig
+from normlab.config.data import ShapesSegConfig
 from normlab.data import load, shapes_seg
 from normlab.data.dataset import IGNORED
 from normlab.data.order import Stream

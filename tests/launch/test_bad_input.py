@@ -11,7 +11,8 @@ from PIL import Image
 
 import train
 from launch import local
-from normlab.config import BatchNormConfig, plain
+from normlab.config.norm import BatchNormConfig
+from normlab.config.schema import plain
 from tests.runs import directory_of, typed
 
 

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf, open_dict
 
 from launch.composing import Composer
 from launch.plugins import register_launchers
-from normlab.config import register_schemas
+from normlab.config.schema import register_schemas
 from tests.runs import CONF
 
 JOBS = [

@@ -12,7 +12,8 @@ from hydra.types import RunMode
 from launch.jobs import announce, job_returns, make_sweep_folder, plan_jobs, sweep_value, to_train
 from launch.plugins import register_launchers
 from launch.sweep import how_it_ended
-from normlab.config import ConfigError, register_schemas
+from normlab.config import ConfigError
+from normlab.config.schema import register_schemas
 from tests.runs import CONF, SEGMENTATION
 
 DATA = ["data.num_train=96", "data.num_test=50"]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from launch.packing import Machine
-from normlab.config import ConfigError, Device
+from normlab.config import ConfigError
+from normlab.config.config import Device
 
 
 def job(world_size=1, threads=None, device=Device.auto):

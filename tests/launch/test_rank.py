@@ -7,7 +7,8 @@ import torch.distributed as dist
 
 from launch import rank
 from normlab import data, distributed
-from normlab.config import ConfigError, Device
+from normlab.config import ConfigError
+from normlab.config.config import Device
 from tests.runs import TINY, directory_of, typed
 
 

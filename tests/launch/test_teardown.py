@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from normlab import distributed
-from normlab.config import Device
+from normlab.config.config import Device
 
 PAIRS = 8
 

@@ -12,14 +12,8 @@ import safetensors.torch
 import torch
 
 from normlab import checkpoint
-from normlab.config import (
-    CifarResNetConfig,
-    ConfigError,
-    FcnCifarResNetConfig,
-    Stem,
-    TimmConfig,
-    TorchvisionConfig,
-)
+from normlab.config import ConfigError
+from normlab.config.model import CifarResNetConfig, FcnCifarResNetConfig, Stem, TimmConfig, TorchvisionConfig
 from normlab.models import build_model, on_meta
 from normlab.models.initial_weights import head_parameters, load_initial_weights
 from normlab.run import name_run

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from normlab.config import CifarResNetConfig, ConfigError, Stem, TorchvisionConfig
+from normlab.config import ConfigError
+from normlab.config.model import CifarResNetConfig, Stem, TorchvisionConfig
 from normlab.models import build_model
 
 

@@ -4,15 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from normlab.config import (
-    ConfigError,
-    FcnCifarResNetConfig,
-    GroupNormConfig,
-    InstanceNormConfig,
-    NormConfig,
-    SyncBatchNormConfig,
-    TorchvisionSegmentationConfig,
-)
+from normlab.config import ConfigError
+from normlab.config.model import FcnCifarResNetConfig, TorchvisionSegmentationConfig
+from normlab.config.norm import GroupNormConfig, InstanceNormConfig, NormConfig, SyncBatchNormConfig
 from normlab.models import build_model, on_meta
 from normlab.models.segmentation import BY_NAME, ResNet18Trunk
 from normlab.norms import NormLayer, check_norms, convert_norms
@@ -90,7 +84,7 @@ def refused(name: str, norm: NormConfig, batch_size: int, ranks: int = 1) -> str
 
 
 def test_the_pooled_branch_of_aspp_is_refused_by_name_where_it_leaves_one_value():
-    from normlab.config import BatchNormConfig
+    from normlab.config.norm import BatchNormConfig
 
     pooled = "classifier.0.convs.4.2"
     assert pooled in refused("deeplabv3_resnet18", BatchNormConfig(), batch_size=1)

@@ -1,12 +1,16 @@
 """The configuration of each norm, with which a few samples and channels will do."""
 
-from normlab.config import SCHEMAS, NormConfig
+from normlab.config.norm import NORMS, NormConfig
 
-OF_BATCH = ["bn", "syncbn", "ghost_bn", "batch_renorm", "switchable", "batch_instance"]
+OF_BATCH = [name for name, norm in NORMS.items() if norm.needs_batch]
 """Norms whose statistics are of the batch, in training."""
 
-OF_SAMPLE = ["gn", "ln", "in", "ln2d", "rms", "frn", "evonorm_s0"]
-ACTIVATING = ["frn", "evonorm_s0"]
+OF_SAMPLE = [
+    name
+    for name, norm in NORMS.items()
+    if not norm.needs_batch and norm().statistic_size((2, 8, 4, 4), ranks=1) is not None
+]
+ACTIVATING = [name for name, norm in NORMS.items() if norm.builder_without_activation]
 
 _FEW = {
     "ghost_bn": {"ghost_batch_size": 2},
@@ -17,4 +21,4 @@ _FEW = {
 def config(name: str, **settings: object) -> NormConfig:
     if name == "none":
         settings.pop("eps", None)
-    return SCHEMAS["norm"][name](**_FEW.get(name, {}) | settings)  # type: ignore[return-value]
+    return NORMS[name](**_FEW.get(name, {}) | settings)

@@ -9,12 +9,15 @@ import torchvision
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from normlab.config import CifarResNetConfig, ConfigError, GroupNormConfig
+from normlab.config import ConfigError
+from normlab.config.model import CifarResNetConfig
+from normlab.config.norm import GroupNormConfig
 from normlab.models import build_model, on_meta
 from normlab.norms import check_norms, convert_norms
+from normlab.norms.activation_norms import EvoNormS0, FilterResponseNorm, FilterResponseNormTLU
 from normlab.norms.activations import find_activations
 from normlab.norms.convert import norm_layers
-from normlab.norms.sample_norms import ChannelAffine, EvoNormS0, FilterResponseNorm, FilterResponseNormTLU
+from normlab.norms.sample_norms import ChannelAffine
 from tests.norms.configs import ACTIVATING, config
 
 FORMS = {"frn": (FilterResponseNormTLU, FilterResponseNorm), "evonorm_s0": (EvoNormS0, ChannelAffine)}

@@ -5,7 +5,10 @@ import torch
 import torchvision
 from torch import nn
 
-from normlab.config import SCHEMAS, ConfigError, GroupNormConfig, Nondivisible, TimmConfig
+from normlab.config import ConfigError
+from normlab.config.model import TimmConfig, TorchvisionConfig
+from normlab.config.norm import GroupNormConfig, Nondivisible
+from normlab.config.section import SCHEMAS
 from normlab.models import build_model, on_meta
 from normlab.models.by_name import torchvision_model, without_dropout
 from normlab.norms import VirtualBatchNorm, check_norms, convert_norms, format_report
@@ -45,7 +48,7 @@ def torchvision_net(name):
     if name in SEGMENTATION:
         build = torchvision.models.get_model
         return without_dropout(build(name, weights=None, weights_backbone=None, num_classes=5))
-    return torchvision_model(name, None, 5)
+    return torchvision_model(TorchvisionConfig(name=name), 5)
 
 
 def config(norm):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from normlab.config import ConfigError, GhostBatchNormConfig
+from normlab.config import ConfigError
+from normlab.config.norm import GhostBatchNormConfig
 from normlab.norms import check_norms, convert_norms
 from tests.norms.configs import config
 

@@ -5,17 +5,17 @@ import torch
 import torchvision
 from torch import nn
 
-from normlab.config import (
+from normlab.config import ConfigError
+from normlab.config.norm import (
     BatchNormConfig,
-    ConfigError,
     GroupNormConfig,
     InstanceNormConfig,
     LayerNormConfig,
     Nondivisible,
+    RunningStatistics,
     SyncBatchNormConfig,
 )
 from normlab.norms import NORMS, check_norms
-from normlab.norms.registry import RunningStatistics
 from tests.norms.configs import config
 
 

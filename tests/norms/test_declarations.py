@@ -8,36 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from normlab.config import SCHEMAS, BatchNormConfig
+from normlab.config.norm import BatchNormConfig, RunningStatistics
 from normlab.norms import NORMS, convert_norms
-from normlab.norms.drawing import CHANNELS, PIXELS, RANKS, SAMPLES, SETTINGS, VALUE, statistics_of
-from normlab.norms.registry import RunningStatistics
-from tests.norms.configs import config
-
-B, C, H, W = (torch.arange(n) for n in (SAMPLES, CHANNELS, PIXELS, PIXELS))
-BATCH, CHANNEL, ROW, COLUMN = torch.meshgrid(B, C, H, W, indexing="ij")
-SAMPLE, OWN = VALUE[0] == BATCH, VALUE[1] == CHANNEL
-RANK = VALUE[0] % RANKS == BATCH % RANKS
-GROUP = VALUE[1] // 2 == CHANNEL // 2
-PIXEL = (VALUE[2] == ROW) & (VALUE[3] == COLUMN)
-GHOST = RANK & (VALUE[0] // RANKS % 2 == BATCH // RANKS % 2)
-AXES = {
-    "bn": RANK & OWN,
-    "syncbn": OWN,
-    "ghost_bn": GHOST & OWN,
-    "batch_renorm": RANK & OWN,
-    "switchable": (RANK & OWN) | SAMPLE,
-    "batch_instance": RANK & OWN,
-    "frozen_bn": SAMPLE & OWN & PIXEL,
-    "none": SAMPLE & OWN & PIXEL,
-    "gn": SAMPLE & GROUP,
-    "evonorm_s0": SAMPLE & GROUP,
-    "ln": SAMPLE,
-    "in": SAMPLE & OWN,
-    "frn": SAMPLE & OWN,
-    "ln2d": SAMPLE & PIXEL,
-    "rms": SAMPLE & PIXEL,
-}
+from normlab.norms.drawing import CHANNELS, PIXELS, RANKS, SAMPLES, SETTINGS, statistics_of
+from tests.norms.configs import OF_BATCH, OF_SAMPLE, config
+from tests.norms.definitions import AXES, OWN, RANK, SAMPLE
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -51,7 +26,7 @@ def test_statistics_are_over_the_axes_of_the_definition_and_the_declaration(norm
 @pytest.mark.parametrize("norm", NORMS)
 def test_as_many_samples_share_statistics_as_the_config_says(norm):
     samples = int(AXES[norm].flatten(1).any(1).sum())
-    cfg = SCHEMAS["norm"][norm](**SETTINGS.get(norm, {}))
+    cfg = NORMS[norm](**SETTINGS.get(norm, {}))
     assert cfg.normalization_batch_size(SAMPLES // RANKS, RANKS) == samples
 
 
@@ -79,16 +54,16 @@ def test_running_statistics_are_kept_where_it_is_declared(norm):
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_replaced_activation_is_declared(norm):
     net = convert_norms(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()), config(norm))
-    assert (type(net[1]) is nn.Identity) == (NORMS[norm].linear is not None)
+    assert (type(net[1]) is nn.Identity) == bool(NORMS[norm].builder_without_activation)
 
 
-@pytest.mark.parametrize("norm", [norm for norm in NORMS if NORMS[norm].values])
+@pytest.mark.parametrize("norm", [*OF_BATCH, *OF_SAMPLE])
 def test_the_number_of_values_is_the_size_of_what_is_drawn(norm):
     """Of switchable and batch_instance, those of the part over the batch."""
     used = AXES[norm] if norm != "switchable" else RANK & OWN
-    cfg = SCHEMAS["norm"][norm](**SETTINGS.get(norm, {}))
+    cfg = NORMS[norm](**SETTINGS.get(norm, {}))
     shape = (SAMPLES // RANKS, CHANNELS, PIXELS, PIXELS)
-    assert NORMS[norm].values(shape, cfg, RANKS) == used.sum()
+    assert cfg.statistic_size(shape, RANKS) == used.sum()
 
 
 # --- docs/norms.md --------------------------------------------------------------------------------------

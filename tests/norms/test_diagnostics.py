@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from normlab.config import GroupNormConfig
+from normlab.config.norm import GroupNormConfig
 from normlab.data.order import Stream, permutation
 from normlab.norms import NORMS, convert_norms, diagnostics
 from normlab.norms.running_stats import RankStatistics, precise_statistics, tracking_layers
@@ -165,7 +165,7 @@ def norm_layers_of(model):
 def test_a_model_that_is_looked_at_is_the_same_in_every_tensor_flag_and_hook(name, virtual_ranks, training):
     timm = pytest.importorskip("timm")
     fused = timm.layers.BatchNormAct2d(
-        8, drop_layer=nn.Dropout, act_layer=nn.PReLU if NORMS[name].linear is None else nn.ReLU
+        8, drop_layer=nn.Dropout, act_layer=nn.ReLU if NORMS[name].builder_without_activation else nn.PReLU
     )
     model = nn.Sequential(
         *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5)),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from normlab.config import (
+from normlab.config.norm import (
     BatchNormConfig,
     GroupNormConfig,
     InstanceNormConfig,

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from normlab import checkpoint
-from normlab.config import ConfigError, Precision, RunningStats
+from normlab.config import ConfigError
+from normlab.config.config import Precision
+from normlab.config.norm import RunningStats
 from normlab.data.order import Stream, permutation
 from normlab.distributed import Ranks
 from normlab.models import build_model

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from normlab.config import SyncBatchNormConfig
+from normlab.config.norm import SyncBatchNormConfig
 from normlab.norms import SyncBatchNorm, convert_norms, exchange, sync_batch_norm, sync_group
 
 EXACT = {"rtol": 1e-11, "atol": 1e-12}

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from normlab import data
-from normlab.config import SCHEMAS, ConfigError
+from normlab.config import ConfigError
+from normlab.config.section import SCHEMAS
 from normlab.preflight import plan
 from tests.norms.configs import ACTIVATING
 from tests.runs import EXACT, TINY, assert_same_bits, run_training, typed

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from normlab.config import BatchNormConfig, ConfigError, SyncBatchNormConfig
+from normlab.config import ConfigError
+from normlab.config.norm import BatchNormConfig, SyncBatchNormConfig
 from normlab.norms import SyncBatchNorm, VirtualBatchNorm, check_norms, convert_norms
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from normlab.config import SCHEMAS, CifarResNetConfig, ConfigError
+from normlab.config import ConfigError
+from normlab.config.model import CifarResNetConfig
+from normlab.config.section import SCHEMAS
 from normlab.models import build_model
 from normlab.norms import check_norms, convert_norms
 from normlab.norms.weight_standardization import StandardisedConv, StandardisedConv2d, standardise

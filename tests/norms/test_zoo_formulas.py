@@ -1,19 +1,16 @@
 """Each norm of the wider zoo against its formula, written out with numpy in float64."""
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from normlab.config import SCHEMAS
-from normlab.norms import convert_norms
+from normlab.norms import NORMS, convert_norms
 from tests.norms.configs import ACTIVATING, OF_BATCH, OF_SAMPLE, config
+from tests.norms.definitions import EPS, FORMULAS, C, H, W
 
-B, C, H, W = 4, 6, 4, 5
 EXACT = {"rtol": 1e-11, "atol": 1e-11}
-EPS = 1e-3
 SETTINGS = {"evonorm_s0": {"num_groups": 3}, "gn": {"num_groups": 3}}
-ZOO = [norm for norm in SCHEMAS["norm"] if norm not in ("bn", "syncbn", "gn", "ln", "in")]
+ZOO = [norm for norm in NORMS if norm not in ("bn", "syncbn", "gn", "ln", "in")]
 
 
 def made(norm, **settings):
@@ -33,7 +30,7 @@ def made(norm, **settings):
     return layer
 
 
-def example(samples=B):
+def example(samples=4):
     torch.manual_seed(1)
     scale = torch.rand(samples, C, 1, 1, dtype=torch.float64) + 0.5
     return torch.randn(samples, C, H, W, dtype=torch.float64) * scale + 2 * scale
@@ -42,86 +39,6 @@ def example(samples=B):
 def numpy_of(layer):
     state = {name: tensor.detach().numpy().copy() for name, tensor in layer.state_dict().items()}
     return {name: value[:, None, None] if value.shape == (C,) else value for name, value in state.items()}
-
-
-def standardised(x, mean, var):
-    return (x - mean) / np.sqrt(var + EPS)
-
-
-def moments(x, axes):
-    return x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
-
-
-def softmax(w):
-    return np.exp(w) / np.exp(w).sum()
-
-
-def affine(xhat, s):
-    return np.einsum("bchw,cij->bchw", xhat, s["weight"]) + s["bias"]
-
-
-def ghost_bn(x, s, train):
-    if not train:
-        return affine(standardised(x, s["running_mean"], s["running_var"]), s)
-    y = np.empty_like(x)
-    for part in range(2):  # parts of two samples, dealt like cards
-        y[part::2] = affine(standardised(x[part::2], *moments(x[part::2], (0, 2, 3))), s)
-    return y
-
-
-def batch_renorm(x, s, train):
-    if not train:
-        return affine(standardised(x, s["running_mean"], s["running_var"]), s)
-    mean, var = moments(x, (0, 2, 3))
-    running_std = np.sqrt(s["running_var"] + EPS)
-    r_limit, d_limit = 1 + 2 * (1 / 9), 5 * (1 / 5)  # of the first batch: 8 and 4 batches until the last
-    r = np.clip(np.sqrt(var + EPS) / running_std, 1 / r_limit, r_limit)
-    d = np.clip((mean - s["running_mean"]) / running_std, -d_limit, d_limit)
-    return affine(standardised(x, mean, var) * r + d, s)
-
-
-def switchable(x, s, train):
-    batch = moments(x, (0, 2, 3)) if train else (s["running_mean"], s["running_var"])
-    parts = [moments(x, (2, 3)), moments(x, (1, 2, 3)), batch]
-    mean = sum(w * part[0] for w, part in zip(softmax(s["mean_weight"]), parts, strict=True))
-    var = sum(w * part[1] for w, part in zip(softmax(s["var_weight"]), parts, strict=True))
-    return affine(standardised(x, mean, var), s)
-
-
-def batch_instance(x, s, train):
-    batch = moments(x, (0, 2, 3)) if train else (s["running_mean"], s["running_var"])
-    gate = np.clip(s["gate"], 0, 1)
-    return affine(gate * standardised(x, *batch) + (1 - gate) * standardised(x, *moments(x, (2, 3))), s)
-
-
-def frozen_bn(x, s, train):
-    return affine(standardised(x, s["running_mean"], s["running_var"]), s)
-
-
-def none(x, s, train):
-    return affine(x, s)
-
-
-def ln2d(x, s, train):
-    return affine(standardised(x, *moments(x, (1,))), s)
-
-
-def rms(x, s, train):
-    return affine(x / np.sqrt(np.einsum("bchw,bchw->bhw", x, x)[:, None] / C + EPS), s)
-
-
-def frn(x, s, train):
-    nu2 = np.einsum("bchw,bchw->bc", x, x)[..., None, None] / (H * W)
-    return np.maximum(affine(x / np.sqrt(nu2 + EPS), s), s["tau"])
-
-
-def evonorm_s0(x, s, train):
-    var = x.reshape(B, 3, -1).var(2).repeat(2, axis=1)[..., None, None]
-    return affine(x / (1 + np.exp(-s["v"] * x)) / np.sqrt(var + EPS), s)
-
-
-FORMULAS = {f.__name__: f for f in (ghost_bn, batch_renorm, switchable, batch_instance, frozen_bn, none)}
-FORMULAS |= {f.__name__: f for f in (ln2d, rms, frn, evonorm_s0)}
 
 
 def test_every_norm_has_its_formula_here():
@@ -180,7 +97,7 @@ def test_samples_do_not_meet_and_train_is_eval(norm):
     torch.testing.assert_close(layer.train()(x_BCHW[1:2]), y_BCHW[1:2], **EXACT)
 
 
-@pytest.mark.parametrize("norm", SCHEMAS["norm"])
+@pytest.mark.parametrize("norm", NORMS)
 def test_a_batch_of_one_sample_of_several_pixels_is_defined(norm):
     layer, x_BCHW = made(norm, **({"ghost_batch_size": 1} if norm == "ghost_bn" else {})), example(1)
     x_BCHW.requires_grad_()

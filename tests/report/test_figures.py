@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from matplotlib.markers import CARETDOWN, CARETUP
 
+from normlab.config.norm import NORMS
 from normlab.report.curves import MOST_POINTS, mean_curve
 from normlab.report.figures import against, draw, learning_curves, save
 from normlab.report.published import GN_PAPER_ERROR_PERCENT
 from normlab.report.reading import read
 from normlab.report.study import Study
-from normlab.report.style import NORMS, norm_order, style_of
+from normlab.report.style import norm_order, style_of
 from tests.report.made import make_run
 
 

@@ -7,17 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normlab.norms.replace import take_over
+from normlab.norms.replace import with_parameters_of
 
 
-def wide(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     """x in the dtype that its statistics are computed in: float32 for bfloat16 and float16."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def group_moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """(G, C), (G, C): mean and biased variance over samples and pixels; sample i of x is of group i % G."""
-    grouped = wide(x).unflatten(0, (-1, groups))
+    grouped = upcast(x).unflatten(0, (-1, groups))
     over = [0, *range(3, grouped.dim())]
     var_GC, mean_GC = torch.var_mean(grouped, over, correction=0)
     return mean_GC, var_GC
@@ -71,7 +71,7 @@ def batch_norm_by_group(
     return y.contiguous() if x.is_contiguous() else y
 
 
-class GroupedBatchNorm(_BatchNorm):
+class BatchStatisticsNorm(_BatchNorm):
     """Base of norms whose running statistics have a row for each group of virtual ranks.
 
     Sample i is of virtual rank i % V. running_mean and running_var are (C,) where there is one group, as
@@ -117,7 +117,7 @@ class GroupedBatchNorm(_BatchNorm):
             device="meta",  # nothing to allocate: everything is taken over
             bias=layer.bias is not None,
         )
-        take_over(new, layer)
+        with_parameters_of(new, layer)
         new.num_batches_tracked = layer.num_batches_tracked
         new._set_rows(layer.running_mean, layer.running_var)
         return new
