@@ -1,4 +1,4 @@
-.PHONY: check format lint types docs test test-full
+.PHONY: check format lint types docs quick test test-full
 
 # What CI runs, in CI's order.
 check: lint types docs test
@@ -18,9 +18,16 @@ types:
 docs:
 	zensical build --strict --clean
 
+# Two workers, so that one computes while the other waits: for SLURM, a browser, a signal.
+PYTEST = python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
 test:
-	python -m pytest $(PYTEST_ARGS)
+	$(PYTEST)
+
+# What to run while editing: under a minute.
+quick:
+	$(PYTEST) -q -m "not full and not slow"
 
 # The wide sweeps too.
 test-full:
-	python -m pytest -m "" $(PYTEST_ARGS)
+	$(PYTEST) -m ""

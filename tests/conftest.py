@@ -4,6 +4,31 @@ import pytest
 
 from normlab.bench.ranks import RankPool
 
+OF_A_FOLDER = {"cluster", "cluster_without_accounting", "browser", "start_tensorboard", "thousand", "trained"}
+OF_A_FILE = {"swept", "started", "trained_once"}
+"""Fixtures that are made once and take long to make."""
+
+SLOW = {
+    *("slurm", "faults", "soak", "experiments"),
+    *("test_trainer.py", "test_virtual_ranks.py", "test_segmentation.py", "test_evaluate.py", "test_training.py"),
+    *("test_train.py", "test_sweep.py", "test_teardown.py", "test_bad_input.py", "test_jobs.py", "test_rank.py"),
+    *("test_composing.py", "test_damaged_files.py", "test_fuzz.py"),
+    *("test_any_model.py", "test_commands.py", "test_measure.py", "test_page.py", "test_command.py"),
+}
+"""Folders and files whose tests train, or start processes."""
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that share such a fixture run in one of pytest-xdist's workers; `ranks` is in one alone."""
+    for item in items:
+        names = set(item.fixturenames)
+        group = item.path.parent if names & OF_A_FOLDER else item.path if names & OF_A_FILE else None
+        group = "ranks" if "ranks" in names else group
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(str(group)))
+        if group is not None or SLOW & {item.path.name, item.path.parent.name}:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session")
 def ranks():

@@ -1,12 +1,16 @@
 """Real training runs for tests: tiny data, the real trainer."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 
+from launch.composing import Composer
 from launch.plugins import register_launchers
 from normlab import data
 from normlab.config import Config
@@ -32,12 +36,18 @@ EXACT = [*TINY, "precision=fp64", "optim.lr=0.02", "optim.lr_scaling=none"]
 SEGMENTATION = ["data=shapes_seg", "model=fcn_resnet8"]
 
 
-def typed(*overrides: str) -> Config:
-    """The configuration that a command line gives."""
+@cache
+def composer() -> Composer:
     register_schemas()
     register_launchers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return to_typed(compose("config", list(overrides)))
+        loader = GlobalHydra.instance().config_loader()
+    return Composer(loader.load_configuration("config", [], RunMode.MULTIRUN), loader)
+
+
+def typed(*overrides: str) -> Config:
+    """The configuration that a command line gives."""
+    return to_typed(composer().compose(overrides)[0])
 
 
 def choices(group: str) -> list[str]:
