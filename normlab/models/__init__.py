@@ -18,7 +18,7 @@ def build_model(cfg: ModelConfig, num_classes: int, *, seed: int) -> nn.Module:
     Raises: ConfigError for a name that does not exist.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed reseeds those of CUDA too
         model: nn.Module = cfg.made_by()(cfg, num_classes)
     return model
 

@@ -62,3 +62,13 @@ def test_torchvision_with_a_cifar_stem_keeps_the_resolution_of_small_images():
 def test_a_name_that_torchvision_does_not_have_lists_those_it_has():
     with pytest.raises(ConfigError, match=r"model.name=resnet19 .*resnet18, .*wide_resnet"):
         build_model(TorchvisionConfig(name="resnet19"), 10, seed=0)
+
+
+def test_building_a_model_leaves_every_generator_as_it_was(monkeypatch):
+    def refuse(seed):
+        raise AssertionError("a CUDA generator was reseeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
+    before = torch.get_rng_state()
+    build_model(CifarResNetConfig(name="resnet8", depth=8), 4, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
