@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from normlab.config.config import Precision
+from normlab.config.config import Precision, check_tf32
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,21 @@ class Numerics:
 
     @classmethod
     def of(cls, precision: Precision, device: torch.device, *, channels_last: bool = False) -> "Numerics":
+        """Also says whether this process may use TF32 on CUDA, which torch keeps for the whole process.
+
+        torch's own default is that convolutions do.
+        Raises: ConfigError for tf32 on a CPU.
+        """
+        check_tf32(precision, device.type)
+        # Not by the newer `fp32_precision`: once that is set, reading these raises, and inductor reads them.
+        torch.backends.cudnn.allow_tf32 = precision is Precision.tf32
+        torch.backends.cuda.matmul.allow_tf32 = precision is Precision.tf32
+        # On meta, which stands in for a device where only shapes matter, there is none: nothing is cast.
+        autocast_on = device.type if torch.amp.is_autocast_available(device.type) else "cpu"
         return cls(
             device,
             torch.float64 if precision is Precision.fp64 else torch.float32,
-            torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision is Precision.bf16),
+            torch.autocast(autocast_on, dtype=torch.bfloat16, enabled=precision is Precision.bf16),
             torch.channels_last if channels_last else torch.contiguous_format,
         )
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from normlab.config import ConfigError
 from normlab.config.config import Precision
 from normlab.numerics import Numerics
 
@@ -52,3 +53,25 @@ def test_bf16_computes_under_autocast_alone(precision, dtype):
     with numerics.autocast:
         assert layer(torch.zeros(1, 2)).dtype == dtype
     assert layer.weight.dtype == torch.float32
+
+
+@pytest.fixture
+def tf32_as_it_was():
+    kept = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = kept
+
+
+@pytest.mark.parametrize("precision", Precision)
+def test_tf32_is_used_where_it_is_asked_for_and_nowhere_else(precision, tf32_as_it_was):
+    torch.backends.cudnn.allow_tf32 = precision is not Precision.tf32
+    torch.backends.cuda.matmul.allow_tf32 = precision is not Precision.tf32
+    Numerics.of(precision, torch.device("meta"))
+    for kernels in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul):
+        assert (kernels.fp32_precision == "tf32") == (precision is Precision.tf32)
+    torch.backends.cuda.matmul.allow_tf32  # noqa: B018  inductor reads it; it raises where both APIs were used
+
+
+def test_a_cpu_has_no_tf32():
+    with pytest.raises(ConfigError, match=r"precision=tf32 exists on CUDA alone.*set precision=fp32"):
+        Numerics.of(Precision.tf32, CPU)

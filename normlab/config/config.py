@@ -16,6 +16,7 @@ class Precision(Enum):
     """Numbers that the model computes with."""
 
     fp32 = "fp32"
+    tf32 = "tf32"
     bf16 = "bf16"
     fp64 = "fp64"
 
@@ -26,6 +27,12 @@ class Device(Enum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+def check_tf32(precision: Precision, device: str) -> None:
+    """Raises: ConfigError for tf32 on a CPU, which has none: a result would be called what it is not."""
+    if precision is Precision.tf32 and device == "cpu":
+        raise ConfigError("precision=tf32 exists on CUDA alone, and this computes on the CPU; set precision=fp32.")
 
 
 @dataclass(kw_only=True)
@@ -78,7 +85,8 @@ class Config(Section):
     """Determines the initial weights, the order of the data and the augmentation."""
 
     precision: Precision = Precision.fp32
-    """fp32, bf16 (autocast, with statistics in fp32) or fp64."""
+    """fp32 (IEEE, on every device), tf32 (CUDA alone: fp32, but convolutions and matrix products round their
+    inputs to TF32), bf16 (autocast, with statistics in fp32) or fp64."""
 
     device: Device = setting(Device.auto, identity=False)
     """auto: cuda if every rank has a device of its own, else cpu."""
@@ -124,6 +132,8 @@ class Config(Section):
         super().__post_init__()
         if self.study is not None:
             check_folder_name("study", self.study)
+        if self.device is Device.cpu:
+            check_tf32(self.precision, "cpu")
         if self.data.task != self.model.task:
             fits = {"classification": "model=resnet20", "segmentation": "model=fcn_resnet20"}[self.data.task]
             raise ConfigError(
