@@ -19,6 +19,7 @@ from normlab.report.statistics import Estimate, estimate
 HERE = Path(__file__).parent
 CHANCE = 0.1
 """Accuracy that a cell counts as where most of its runs diverged: ten classes."""
+SCALE = "model.init_scale"
 
 Keys = Mapping[str, object]
 Rule = Callable[[Sequence[Estimate]], bool]
@@ -105,10 +106,10 @@ def gap(runs: pd.DataFrame) -> pd.Series:
 def largest_rates(runs: pd.DataFrame) -> pd.DataFrame:
     """A row for each norm, initialisation and seed: the largest rate within 0.1 of its norm's best mean."""
     made = []
-    for (name, initialisation), of_norm in runs[runs["state"] == "finished"].groupby(["norm", "initialisation"]):
+    for (name, scale), of_norm in runs[runs["state"] == "finished"].groupby(["norm", SCALE]):
         best = of_norm.groupby("optim.lr")["test/accuracy"].mean().max()
         kept = of_norm[of_norm["test/accuracy"] >= best - 0.1].groupby("seed")["optim.lr"].max()
-        place = {"norm": name, "initialisation": initialisation, "state": "finished"}
+        place = {"norm": name, SCALE: scale, "state": "finished"}
         made += [place | {"seed": seed, "largest_lr": lr} for seed, lr in kept.items()]
     return pd.DataFrame(made)
 
@@ -188,8 +189,8 @@ CLAIMS = (
         "BN tolerates larger learning rates than no norm",
         "learning_rate",
         tuple(
-            minus(norm("bn", initialisation=one), norm("none", initialisation=one))
-            for one in ("default", "doubled")
+            minus(norm("bn", model__init_scale=scale), norm("none", model__init_scale=scale))
+            for scale in (1.0, 2.0)
         ),
         lows(1),
         any_high(1),

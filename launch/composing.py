@@ -59,6 +59,12 @@ class Composer:
         return task, choices
 
 
+def given_overrides(master_config: DictConfig) -> list[str]:
+    """What the command line sets, as it was given: an interpolation in it is each job's to resolve."""
+    given: list[str] = OmegaConf.to_container(master_config.hydra.overrides.task, resolve=False)  # type: ignore[assignment]
+    return given
+
+
 def _sets_a_value(override: Override) -> bool:
     """Whether it is like seed=1 or optim.lr=0.1: it chooses no file, neither adds nor deletes, is not Hydra's."""
     if override.type is not OverrideType.CHANGE or override.package is not None:

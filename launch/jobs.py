@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from launch.composing import Composer
+from launch.composing import Composer, given_overrides
 from launch.environment import rank_environment
 from launch.norm_options import leave_out_options_of_others, swept_norms
 from normlab.atomic import atomic_write
@@ -135,7 +135,7 @@ def plan_jobs(
 
     composer = Composer(master_config, config_loader)
     swept = swept_norms(master_config, config_loader)
-    given = OverridesParser.create().parse_overrides(list(master_config.hydra.overrides.task))
+    given = OverridesParser.create().parse_overrides(given_overrides(master_config))
     fixed = {one.get_key_element() for one in given if not one.is_sweep_override()}
     jobs: dict[str, Job] = {}
     datasets: dict[str, Dataset] = {}

@@ -7,6 +7,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, flag_override
 
+from launch.composing import given_overrides
 from normlab.config.mistakes import unknown_keys
 from normlab.config.section import SCHEMAS
 
@@ -16,9 +17,7 @@ def swept_norms(master_config: DictConfig, config_loader: ConfigLoader) -> list[
     params = master_config.hydra.sweeper.get("params") or {}
     words = [f"norm={params['norm']}"] if "norm" in params else []
     swept: list[str] = []
-    for one in OverridesParser.create(config_loader).parse_overrides(
-        [*words, *master_config.hydra.overrides.task]
-    ):
+    for one in OverridesParser.create(config_loader).parse_overrides([*words, *given_overrides(master_config)]):
         if one.get_key_element() == "norm":  # the last one holds
             swept = list(one.sweep_string_iterator()) if one.is_discrete_sweep() else []
     return swept

@@ -32,6 +32,16 @@ class ModelConfig(Choice):
     safetensors). Its content is part of the run's identity. A segmentation model takes its trunk from a
     classification model."""
 
+    init_scale: float = setting(1.0, minimum=0.001, maximum=1000)
+    """Factor on the weights of every convolution at the start: how much a norm depends on good initial weights."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_from is not None and self.init_scale != 1:
+            raise ConfigError(
+                f"model.init_scale={self.init_scale:g} scales weights that model.init_from replaces; drop one."
+            )
+
     @classmethod
     def chosen_by(cls, name: str) -> str:
         if name.startswith(("resnet", "fcn_resnet", "deeplabv3_", "lraspp_")):

@@ -9,11 +9,11 @@ from types import ModuleType
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from normlab.config import config, data, model, norm, optim
 from normlab.config.config import Config
-from normlab.config.section import SCHEMAS, Choice, Section
+from normlab.config.section import SCHEMAS, Choice, ConfigError, Section
 
 MODULES = (norm, model, data, optim, config)
 """Where the sections stand, in the order of `--help`."""
@@ -22,6 +22,7 @@ MODULES = (norm, model, data, optim, config)
 def register_schemas() -> None:
     """Make the schemas, and `--help`'s list of keys, known to Hydra; call before composing."""
     OmegaConf.register_new_resolver("normlab_keys", describe_keys, replace=True)
+    OmegaConf.register_new_resolver("lookup", lookup, replace=True)
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
     for group, schemas in SCHEMAS.items():
@@ -33,6 +34,18 @@ def register_schemas() -> None:
                 node = OmegaConf.structured(schema, flags={"struct": False})
                 node.name = own
                 store.store(group=group, name=own, node=node)
+
+
+def lookup(key: Any, table: DictConfig) -> Any:
+    """`${lookup:${norm.name},{bn:0.1,gn:0.2}}`: the value that belongs to another setting's value, in one sweep.
+
+    Raises: ConfigError for a value that the table does not have.
+    """
+    if key not in table:
+        raise ConfigError(
+            f"there is no {key} in {{{', '.join(str(one) for one in table)}}}; add it, or set the key."
+        )
+    return table[key]
 
 
 @dataclass(frozen=True)

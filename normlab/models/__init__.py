@@ -11,7 +11,7 @@ from normlab.config.model import ModelConfig
 
 
 def build_model(cfg: ModelConfig, num_classes: int, *, seed: int) -> nn.Module:
-    """The network with its initial weights, a function of `seed` alone: torch's global RNG is left as it was.
+    """The network with its initial weights, which follow from `cfg` and `seed`; the global RNG stays as it was.
 
     Shape: images (B, 3, H, W) -> logits (B, num_classes); of segmentation, a dict of logits
     (B, num_classes, H, W): `out`, and with model.aux_weight `aux`.
@@ -20,6 +20,11 @@ def build_model(cfg: ModelConfig, num_classes: int, *, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed reseeds those of CUDA too
         model: nn.Module = cfg.made_by()(cfg, num_classes)
+    if cfg.init_scale != 1:
+        with torch.no_grad():
+            for layer in model.modules():
+                if isinstance(layer, nn.modules.conv._ConvNd):
+                    layer.weight.mul_(cfg.init_scale)
     return model
 
 

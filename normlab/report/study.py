@@ -169,12 +169,13 @@ class Study:
             if by and (runs.groupby(by)[key].nunique() > 1).any():
                 swept.append(key)
         first = [axis for axis in FIRST_AXES if axis in swept]
-        # A rate that is chosen for each norm and batch size is no axis beside them: norms would share no place.
-        by = ["norm", *first]
-        more = [key for key in swept if key not in first]
+        own = [axis for axis in swept if axis.startswith("norm.")]
+        more = [key for key in swept if key not in (*first, *own)]
         if "norm" in runs and first:
-            more = [key for key in more if key.startswith("norm.") or (runs.groupby(by)[key].nunique() > 1).any()]
-        return first + sorted(more)
+            # A rate chosen for each norm and batch size is no axis beside them: norms would share no place.
+            cells = runs.groupby(["norm", *first, *own], dropna=False)
+            more = [key for key in more if (cells[key].nunique() > 1).any()]
+        return first + sorted(own + more)
 
     def _cells(self) -> list[Cell]:
         shared = [axis for axis in self.axes if not axis.startswith("norm.")]

@@ -141,16 +141,16 @@ def test_the_largest_rate_is_that_at_which_a_seed_keeps_up_with_its_norms_best_m
     runs = pd.DataFrame(
         {
             "norm": name,
-            "initialisation": initialisation,
+            "model.init_scale": scale,
             "optim.lr": lr,
             "seed": seed,
-            "run": f"{name}-{initialisation}-{lr}-{seed}",
+            "run": f"{name}-{scale}-{lr}-{seed}",
             "state": "diverged" if accuracy is None else "finished",
             "test/accuracy": accuracy,
         }
         for name, at in rates.items()
         for lr, accuracy in at.items()
-        for initialisation in ("default", "doubled")
+        for scale in (1.0, 2.0)
         for seed in range(3)
     )
     verdict = judge(BY_NUMBER[9], runs)

@@ -38,6 +38,19 @@ def loader():
         yield GlobalHydra.instance().config_loader()
 
 
+TABLE = '"${lookup:${norm.name},{bn:0.1,gn:${lookup:${batch_size},{2:0.2,4:0.3}}}}"'
+
+
+def test_a_value_may_follow_from_others_in_each_job(loader):
+    composer = Composer(loader.load_configuration("config", [f"optim.lr={TABLE}"], RunMode.MULTIRUN), loader)
+    jobs = [("bn", 2), ("gn", 2), ("gn", 4)]
+    rates = [
+        composer.compose([f"optim.lr={TABLE}", f"norm={norm}", f"batch_size={size}"])[0].optim.lr
+        for norm, size in jobs
+    ]
+    assert rates == [0.1, 0.2, 0.3]
+
+
 def test_sharing_compositions_changes_no_job(loader):
     master = loader.load_configuration("config", [], RunMode.MULTIRUN)
     composer = Composer(master, loader)

@@ -107,6 +107,14 @@ def test_an_option_of_a_norm_is_given_to_the_norms_that_have_it(plan):
     assert "norm.num_groups=2" not in bn.overrides
 
 
+def test_a_rate_may_follow_the_norm(plan):
+    rate = "optim.lr='${lookup:${norm.name},{bn:0.1,gn:0.2}}'"
+    bn, gn = plan(["norm=bn"], ["norm=gn"], command=[rate], swept=["norm=bn,gn"])
+    assert (bn.run.config.optim.lr, gn.run.config.optim.lr) == (0.1, 0.2)
+    with pytest.raises(ConfigError, match=r"optim\.lr: .*there is no ln in \{bn, gn\}; add it"):
+        plan(["norm=ln"], command=[rate], swept=["norm=bn,ln"])
+
+
 def test_norms_may_be_swept_by_a_glob(plan):
     jobs = plan(["norm=gn"], ["norm=bn"], command=["norm.num_groups=2"], swept=["norm=glob(?n)"])
     assert [job.run.config.norm.name for job in jobs] == ["gn", "bn"]

@@ -41,6 +41,20 @@ def test_a_block_that_changes_the_shape_takes_every_second_pixel_and_pads_channe
     assert not y[:, 4:].any()
 
 
+def test_init_scale_multiplies_the_weights_of_convolutions_alone():
+    own, doubled = (build_model(CifarResNetConfig(init_scale=scale), 10, seed=0) for scale in (1, 2))
+    for name, layer in own.named_modules():
+        if list(layer.parameters(recurse=False)):
+            factor = 2 if isinstance(layer, nn.Conv2d) else 1
+            for before, after in zip(layer.parameters(), doubled.get_submodule(name).parameters(), strict=True):
+                assert torch.equal(after, factor * before), name
+
+
+def test_init_scale_is_refused_beside_weights_that_would_replace_what_it_scales():
+    with pytest.raises(ConfigError, match=r"model\.init_scale=2 scales weights that model\.init_from replaces"):
+        CifarResNetConfig(init_scale=2, init_from="weights.pt")
+
+
 def test_weights_follow_the_seed_and_leave_the_global_generator_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()

@@ -212,10 +212,13 @@ def test_a_rate_that_is_chosen_for_each_norm_and_batch_size_keeps_norms_in_one_p
     rates = {("bn", 2): 0.1, ("bn", 8): 0.2, ("gn", 2): 0.2, ("gn", 8): 0.4}
     for (norm, batch_size), lr in rates.items():
         for seed in (0, 1):
-            make_run(tmp_path, 0.5, norm=norm, batch_size=batch_size, optim__lr=lr, seed=seed)
+            keys = {"norm": norm, "batch_size": batch_size, "optim__lr": lr, "seed": seed}
+            make_run(tmp_path, 0.5, **keys, norm__weight_standardization=False)
     study = study_of(tmp_path)
     assert study.axes == ["batch_size"]
     assert study.missing == []
     assert any(text.startswith("optim.lr differs with the norm") for text in said(study))
-    make_run(tmp_path, 0.5, norm="gn", batch_size=8, optim__lr=0.8)
-    assert study_of(tmp_path).axes == ["batch_size", "optim.lr"]
+    make_run(tmp_path, 0.5, norm="gn", batch_size=2, optim__lr=0.05, norm__weight_standardization=True)
+    assert study_of(tmp_path).axes == ["batch_size", "norm.weight_standardization"]
+    make_run(tmp_path, 0.5, norm="gn", batch_size=8, optim__lr=0.8, norm__weight_standardization=False)
+    assert study_of(tmp_path).axes == ["batch_size", "norm.weight_standardization", "optim.lr"]
