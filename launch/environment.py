@@ -4,6 +4,7 @@ import ctypes
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Mapping
 
 from normlab.config import ConfigError
@@ -43,6 +44,13 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3  # malloc.h
         mallopt(mmap_threshold, LARGEST_KEPT_BYTES)
         mallopt(trim_threshold, KEPT_BYTES)
+
+
+def training_command(starter: str = "") -> str:
+    """How the user calls train.py, or what is installed in its place: alone, or under torchrun as `starter`."""
+    if sys.argv[0].endswith(".py"):
+        return f"{starter or 'python'} {sys.argv[0]}"
+    return f"{starter} -m launch train" if starter else sys.argv[0]
 
 
 def rank_environment(env: Mapping[str, str]) -> dict[str, str] | None:

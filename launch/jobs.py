@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from launch.composing import Composer, given_overrides
-from launch.environment import rank_environment
+from launch.environment import rank_environment, training_command
 from launch.norm_options import leave_out_options_of_others, swept_norms
 from normlab.atomic import atomic_write
 from normlab.config import Config, ConfigError
@@ -101,7 +101,7 @@ def record_ended(ended: Sequence[Ended]) -> None:
 def refuse_inside_rank() -> None:
     """A sweep starts its own ranks. Raises: ConfigError inside a rank of torchrun or srun."""
     if rank_environment(os.environ):
-        command = " ".join(["python train.py", *sys.argv[1:]])
+        command = " ".join([training_command(), *sys.argv[1:]])
         raise ConfigError(f"a sweep starts its own ranks; run it outside torchrun and srun: {command}")
 
 

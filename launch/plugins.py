@@ -5,12 +5,17 @@ import importlib
 import sys
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
+from launch.environment import training_command
+
 
 def register_launchers() -> None:
     """Put `hydra_plugins` on the path, where Hydra looks for launchers, and register their schemas.
 
     Hydra takes launcher classes only from that namespace package, found by its own scan. Call before composing.
     """
+    OmegaConf.register_new_resolver("normlab_command", training_command, replace=True)
     folder = Path(__file__).parent
     if str(folder) not in sys.path:
         sys.path.append(str(folder))

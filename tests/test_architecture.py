@@ -37,7 +37,7 @@ WITHOUT_TORCH = [
     "normlab.report.figures",
     "normlab.report.page",
     "normlab.report.comparison",
-    "train",
+    "launch.train",
 ]
 
 

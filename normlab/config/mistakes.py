@@ -96,9 +96,7 @@ def no_such_key(key: str, chosen: str = "") -> str:
     known = list(_keys())
     initials = "".join(word[:1] for word in leaf.split("_"))  # learning_rate: lr
     near = [one for one in known if one.rpartition(".")[2] in (leaf, initials)] or get_close_matches(key, known, 2)
-    hint = (
-        f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "python train.py --help lists all keys."
-    )
+    hint = f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "--help lists all keys."
     return f"there is no key {key or '(nothing)'}; {hint}"
 
 

@@ -9,8 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
 
-import train
-from launch import local
+from launch import local, train
 from normlab.config.norm import BatchNormConfig
 from normlab.config.schema import plain
 from tests.runs import directory_of, typed

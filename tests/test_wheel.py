@@ -1,0 +1,73 @@
+"""What a wheel installs works from an empty folder, without the checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import COMMANDS
+from tests.processes import PATIENCE_S, ROOT, TINY
+
+PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The commands of a new environment, into which a wheel of this checkout was installed."""
+    folder = tmp_path_factory.mktemp("wheel")
+    # A copy: a build leaves its files beside the source, where the next one would find them.
+    for name in ("conf", "launch", "normlab"):
+        shutil.copytree(ROOT / name, folder / "source" / name)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source")
+    subprocess.run([*PIP, "wheel", "--no-deps", "--wheel-dir", folder, folder / "source"], check=True)
+    venv.create(folder / "venv", symlinks=True)
+    python = folder / "venv/bin/python"
+    subprocess.run([*PIP, "--python", python, "install", "--no-deps", *folder.glob("*.whl")], check=True)
+    # What normlab needs is taken from this Python: a .pth file brings in its packages, but not the checkout.
+    (packages,) = (folder / "venv/lib").glob("python*/site-packages")
+    (packages / "needed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "venv/bin"
+
+
+def test_the_installed_command_trains_sweeps_and_reports_from_an_empty_folder(installed, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+    def run(command: str, *more: str) -> str:
+        words = [installed / command.split()[0], *command.split()[1:], *more]
+        options = {
+            "cwd": tmp_path,
+            "env": environment,
+            "capture_output": True,
+            "text": True,
+            "timeout": PATIENCE_S,
+        }
+        ended = subprocess.run(words, **options)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    where = "import normlab, launch; print(normlab.__file__, launch.__file__)"
+    assert all(str(installed.parent) in path for path in run("python -c", where).split())
+    assert "normlab train norm=syncbn" in run("normlab train --help")
+    assert "finished: val/loss" in run("normlab train experiment=quickstart epochs=1", *TINY)
+    preset = tmp_path / "my_conf/experiment/mine.yaml"
+    preset.parent.mkdir(parents=True)
+    preset.write_text(
+        "# @package _global_\nepochs: 1\nhydra: {mode: MULTIRUN, sweeper: {params: {norm: 'bn,gn'}}}\n"
+    )
+    assert "2 finished" in run("normlab train --config-dir my_conf experiment=mine", *TINY)
+    assert "2 finished" in run("normlab status runs/mine")
+    run("normlab report runs/mine")
+    assert (tmp_path / "runs/mine/report/index.html").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"my_conf", "runs"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_what_it_calls(command):
+    assert callable(import_module(COMMANDS[command][0]).main)
