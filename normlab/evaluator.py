@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from normlab import pictures
 from normlab.config import Config
-from normlab.config.norm import BatchNormConfig, RunningStats
+from normlab.config.norm import BatchStatisticsConfig, RunningStats
 from normlab.data.batches import Inputs, eval_batches, precise_batches
 from normlab.data.dataset import Dataset, Split
 from normlab.data.order import fixed_permutation
@@ -122,7 +122,7 @@ class Evaluator:
 
     def chosen(self, statistics: RankStatistics) -> Buffers:
         """The running statistics (C,) of each layer that the policy makes of those of all ranks."""
-        assert isinstance(self.cfg.norm, BatchNormConfig)
+        assert isinstance(self.cfg.norm, BatchStatisticsConfig)
         match self.cfg.norm.running_stats:
             case RunningStats.rank0:
                 chosen = statistics.rank0()
@@ -132,7 +132,7 @@ class Evaluator:
                 chosen = self._precise(self.cfg.norm)
         return as_buffers(self.module, *chosen)
 
-    def _precise(self, norm: BatchNormConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    def _precise(self, norm: BatchStatisticsConfig) -> tuple[torch.Tensor, torch.Tensor]:
         # A checkpoint needs these too, and a stop signal waits for it.
         chunks = self._chunks(self.dataset.train, norm.precise_samples, lambda: 0)
         images = (images_BCHW for images_BCHW, _ in chunks)

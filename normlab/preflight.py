@@ -11,7 +11,7 @@ from torch import nn
 from normlab import data
 from normlab.checkpoint import load_tensors
 from normlab.config import Config, ConfigError
-from normlab.config.norm import BatchNormConfig, FrozenBatchNormConfig, RunningStats
+from normlab.config.norm import BatchStatisticsConfig, FrozenBatchNormConfig, RunningStats
 from normlab.config.optim import SgdConfig
 from normlab.config.schema import plain
 from normlab.data.dataset import Dataset
@@ -82,7 +82,7 @@ def _check_sweep_metric(cfg: Config, dataset: Dataset, task: Task) -> None:
 
 def _check_precise_samples(cfg: Config, logical_ranks: int) -> None:
     norm = cfg.norm
-    if isinstance(norm, BatchNormConfig) and norm.running_stats is RunningStats.precise:
+    if isinstance(norm, BatchStatisticsConfig) and norm.running_stats is RunningStats.precise:
         chunk_size = norm.normalization_batch_size(cfg.batch_size, logical_ranks)
         if norm.precise_samples < chunk_size:
             raise ConfigError(

@@ -88,8 +88,8 @@ class NormConfig(Choice):
 
 
 @dataclass(kw_only=True)
-class StatisticsConfig(NormConfig):
-    """Settings of every norm with statistics."""
+class EpsConfig(NormConfig):
+    """Settings of every norm that divides by a deviation or a root mean square."""
 
     eps: float | None = setting(None, above=0)
     """Added to the variance, or to the mean square, before the square root. null: each layer keeps the
@@ -104,20 +104,14 @@ class RunningStats(Enum):
     precise = "precise"
 
 
-@choice("bn")
 @dataclass(kw_only=True)
-class BatchNormConfig(StatisticsConfig):
-    """BatchNorm: statistics over the samples and pixels of one rank."""
+class BatchStatisticsConfig(NormConfig):
+    """Settings of every norm that keeps running statistics of its batches."""
 
-    builder = "normlab.norms.virtual_batch_norm:batch_norm"
     needs_batch = True
     running_statistics = RunningStatistics.kept
     unit = "channel"
-    remedy = "use a larger batch_size, norm=syncbn on several ranks, or norm=gn"
-    when = "The default for image classification with about 16 samples per rank or more."
-    colour, marker = "#0072B2", "o"
-
-    name: str = "bn"
+    remedy = "use a larger batch_size, or norm=gn"
 
     running_stats: RunningStats = RunningStats.rank0
     """Which statistics an evaluation uses: rank 0's (as under DDP), those of all ranks pooled, or precise ones
@@ -136,9 +130,22 @@ class BatchNormConfig(StatisticsConfig):
         return math.prod(shape[2:]) * self.normalization_batch_size(shape[0], ranks)
 
 
+@choice("bn")
+@dataclass(kw_only=True)
+class BatchNormConfig(BatchStatisticsConfig, EpsConfig):
+    """BatchNorm: statistics over the samples and pixels of one rank."""
+
+    builder = "normlab.norms.virtual_batch_norm:batch_norm"
+    remedy = "use a larger batch_size, norm=syncbn on several ranks, or norm=gn"
+    when = "The default for image classification with about 16 samples per rank or more."
+    colour, marker = "#0072B2", "o"
+
+    name: str = "bn"
+
+
 @choice("syncbn")
 @dataclass(kw_only=True)
-class SyncBatchNormConfig(BatchNormConfig):
+class SyncBatchNormConfig(BatchStatisticsConfig, EpsConfig):
     """SyncBatchNorm: statistics over the samples and pixels of every rank in a sync group."""
 
     builder = "normlab.norms.sync_groups:sync_batch_norm"
@@ -194,7 +201,7 @@ class Nondivisible(Enum):
 
 @choice("gn")
 @dataclass(kw_only=True)
-class GroupNormConfig(StatisticsConfig):
+class GroupNormConfig(EpsConfig):
     """GroupNorm: statistics over groups of channels and all pixels of each sample."""
 
     builder = "normlab.norms.sample_norms:group_norm"
@@ -253,7 +260,7 @@ class GroupNormConfig(StatisticsConfig):
 
 @choice("ln")
 @dataclass(kw_only=True)
-class LayerNormConfig(StatisticsConfig):
+class LayerNormConfig(EpsConfig):
     """LayerNorm on images: statistics over the channels and pixels of each sample."""
 
     builder = "normlab.norms.sample_norms:layer_norm"
@@ -270,7 +277,7 @@ class LayerNormConfig(StatisticsConfig):
 
 @choice("in")
 @dataclass(kw_only=True)
-class InstanceNormConfig(StatisticsConfig):
+class InstanceNormConfig(EpsConfig):
     """InstanceNorm: statistics over the pixels of each sample and channel."""
 
     builder = "normlab.norms.sample_norms:instance_norm"
@@ -302,7 +309,7 @@ class NoNormConfig(NormConfig):
 
 @choice("frozen_bn")
 @dataclass(kw_only=True)
-class FrozenBatchNormConfig(StatisticsConfig):
+class FrozenBatchNormConfig(EpsConfig):
     """Frozen BatchNorm: the statistics, gamma and beta of model.init_from, none of them trained."""
 
     builder = "normlab.norms.frozen_batch_norm:frozen_batch_norm"
@@ -316,7 +323,7 @@ class FrozenBatchNormConfig(StatisticsConfig):
 
 @choice("ghost_bn")
 @dataclass(kw_only=True)
-class GhostBatchNormConfig(BatchNormConfig):
+class GhostBatchNormConfig(BatchStatisticsConfig, EpsConfig):
     """Ghost BatchNorm: statistics over the samples and pixels of a part of one rank's batch."""
 
     builder = "normlab.norms.ghost_batch_norm:ghost_batch_norm"
@@ -344,12 +351,11 @@ class GhostBatchNormConfig(BatchNormConfig):
 
 @choice("batch_renorm")
 @dataclass(kw_only=True)
-class BatchRenormConfig(BatchNormConfig):
+class BatchRenormConfig(BatchStatisticsConfig, EpsConfig):
     """Batch Renormalization: BatchNorm, corrected towards its running statistics within limits that widen."""
 
     builder = "normlab.norms.batch_renorm:batch_renorm"
     defined_by = "normlab.norms.batch_renorm:BatchRenorm"
-    remedy = "use a larger batch_size, or norm=gn"
     when = (
         "Small batches, or batches whose samples are not independent, if evaluation must be that of bn and ranks "
         "should not wait for each other."
@@ -386,7 +392,7 @@ class BatchRenormConfig(BatchNormConfig):
 
 @choice("ln2d")
 @dataclass(kw_only=True)
-class ChannelLayerNormConfig(StatisticsConfig):
+class ChannelLayerNormConfig(EpsConfig):
     """LayerNorm over channels: statistics over the channels of each sample and pixel."""
 
     builder = "normlab.norms.sample_norms:channel_layer_norm"
@@ -403,7 +409,7 @@ class ChannelLayerNormConfig(StatisticsConfig):
 
 @choice("rms")
 @dataclass(kw_only=True)
-class RmsNormConfig(StatisticsConfig):
+class RmsNormConfig(EpsConfig):
     """RMSNorm over channels: the mean square over the channels of each sample and pixel."""
 
     builder = "normlab.norms.sample_norms:rms_norm"
@@ -420,7 +426,7 @@ class RmsNormConfig(StatisticsConfig):
 
 @choice("frn")
 @dataclass(kw_only=True)
-class FilterResponseNormConfig(StatisticsConfig):
+class FilterResponseNormConfig(EpsConfig):
     """Filter Response Normalization: statistics over the pixels of each sample and channel; its TLU replaces the
     activation."""
 
@@ -457,12 +463,11 @@ class EvoNormS0Config(GroupNormConfig):
 
 @choice("switchable")
 @dataclass(kw_only=True)
-class SwitchableNormConfig(BatchNormConfig):
+class SwitchableNormConfig(BatchStatisticsConfig, EpsConfig):
     """Switchable Normalization: a learned mixture of the statistics of in, ln and bn."""
 
     builder = "normlab.norms.mixed_norms:switchable_norm"
     defined_by = "normlab.norms.mixed_norms:SwitchableNorm"
-    remedy = "use a larger batch_size, or norm=gn"
     when = "To let each layer choose between in, ln and bn, and to see what it chose."
     colour, marker = "#009E73", "s"
 
@@ -471,12 +476,11 @@ class SwitchableNormConfig(BatchNormConfig):
 
 @choice("batch_instance")
 @dataclass(kw_only=True)
-class BatchInstanceNormConfig(BatchNormConfig):
+class BatchInstanceNormConfig(BatchStatisticsConfig, EpsConfig):
     """Batch-Instance Normalization: a learned mixture of the outputs of bn and in, per channel."""
 
     builder = "normlab.norms.mixed_norms:batch_instance_norm"
     defined_by = "normlab.norms.mixed_norms:BatchInstanceNorm"
-    remedy = "use a larger batch_size, or norm=gn"
     when = "If the style of an image (contrast, colour) matters in some channels and not in others."
     colour, marker = "#E69F00", "o"
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normlab.config.norm import BatchNormConfig, StatisticsConfig
+from normlab.config.norm import BatchStatisticsConfig, EpsConfig
 
 Build = Callable[[_BatchNorm, str], nn.Module]
 """(layer, its dotted name) -> the layer that takes its place: what the builder of a norm gives."""
@@ -84,15 +84,16 @@ def with_parameters_of(new: nn.Module, old: _BatchNorm) -> nn.Module:
     return new
 
 
-def set_up(layer: _BatchNorm, norm: BatchNormConfig) -> _BatchNorm:
-    """`layer` with norm.eps and norm.momentum, where they are given."""
-    layer.eps = eps_of(norm, layer)
+def set_up(layer: _BatchNorm, norm: BatchStatisticsConfig) -> _BatchNorm:
+    """`layer` with norm.eps and norm.momentum, where the norm has them and they are given."""
+    if isinstance(norm, EpsConfig):
+        layer.eps = eps_of(norm, layer)
     if norm.momentum is not None:
         layer.momentum = norm.momentum
     return layer
 
 
-def eps_of(norm: StatisticsConfig, layer: _BatchNorm) -> float:
+def eps_of(norm: EpsConfig, layer: _BatchNorm) -> float:
     """norm.eps, or that of the BatchNorm that is replaced, whatever the norm.
 
     So the norms of a comparison differ by their statistics alone, and the size below which the model's authors

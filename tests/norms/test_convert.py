@@ -10,6 +10,7 @@ from torch import nn
 from normlab.config import ConfigError
 from normlab.config.norm import (
     BatchNormConfig,
+    BatchStatisticsConfig,
     GroupNormConfig,
     InstanceNormConfig,
     LayerNormConfig,
@@ -21,9 +22,8 @@ from normlab.norms import NORMS, SyncBatchNorm, convert_norms
 from normlab.norms.convert import norm_layers
 from normlab.norms.docs import definition
 from normlab.norms.frozen_batch_norm import FrozenBatchNorm
-from normlab.norms.sample_norms import (
-    ChannelAffine,
-)
+from normlab.norms.replace import set_up
+from normlab.norms.sample_norms import ChannelAffine
 from tests.norms.configs import ACTIVATING, OF_BATCH, OF_SAMPLE, config
 
 LAYERS = {
@@ -105,6 +105,11 @@ def test_eps_and_momentum_are_each_layers_own_unless_they_are_set(name, virtual_
         given = converted(momentum=0.3)
         assert (given[0].momentum, given[2].momentum) == (0.3, 0.3)
         assert (given[0].eps, given[2].eps) == (1e-3, 1e-2)
+
+
+def test_a_norm_of_the_batch_that_divides_by_nothing_has_no_eps_to_set():
+    layer = set_up(nn.BatchNorm2d(8, eps=1e-3), BatchStatisticsConfig(name="mean_only", momentum=0.3))
+    assert (layer.eps, layer.momentum) == (1e-3, 0.3)
 
 
 def test_bn_is_the_models_own_so_pretrained_weights_keep_their_function():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from normlab.config.norm import BatchNormConfig, RunningStatistics
+from normlab.config.norm import BatchStatisticsConfig, RunningStatistics
 from normlab.norms import NORMS, convert_norms
 from normlab.norms.drawing import CHANNELS, PIXELS, RANKS, SAMPLES, SETTINGS, statistics_of
 from tests.norms.configs import OF_BATCH, OF_SAMPLE, config
@@ -48,7 +48,7 @@ def test_running_statistics_are_kept_where_it_is_declared(norm):
     }[declared]
     assert torch.allclose(net.eval()(x), y, atol=1e-5) == (declared is not RunningStatistics.kept)
     # Only norms that keep them have a policy for them.
-    assert isinstance(config(norm), BatchNormConfig) == (declared is RunningStatistics.kept)
+    assert isinstance(config(norm), BatchStatisticsConfig) == (declared is RunningStatistics.kept)
 
 
 @pytest.mark.parametrize("norm", NORMS)
