@@ -8,6 +8,7 @@ from normlab.config.optim import AdamWConfig, LrScaling, Schedule, SgdConfig
 from normlab.norms import NORMS, convert_norms
 from normlab.optimizer import LearningRate, build_optimizer, scaled_lr
 from tests.norms.configs import config
+from tests.norms.definitions import OWN_PARAMETERS
 
 
 @pytest.mark.parametrize(("scaling", "expected"), [("none", 0.1), ("linear", 0.2), ("sqrt", 0.1 * math.sqrt(2))])
@@ -62,14 +63,6 @@ def test_norm_parameters_and_biases_decay_by_their_own_setting(decay, expected):
     assert not decays
 
 
-NEVER = {
-    "batch_instance": {"gate"},
-    "switchable": {"mean_weight", "var_weight"},
-    "frn": {"tau"},
-    "evonorm_s0": {"v"},
-}
-
-
 def decays(model, cfg):
     groups = build_optimizer(model, cfg).param_groups
     return {id(p): group["weight_decay"] for group in groups for p in group["params"]}
@@ -82,7 +75,7 @@ def test_what_a_layer_declares_does_not_decay_and_gamma_and_beta_do_as_norm_para
     found = decays(net, SgdConfig(weight_decay=0.3, norm_weight_decay=0.1))
     own = {key: found[id(p)] for key, p in layer.named_parameters()}
     affine = {} if name == "frozen_bn" else {"weight": 0.1, "bias": 0.1}
-    assert own == affine | dict.fromkeys(NEVER.get(name, set()), 0.0)
+    assert own == affine | dict.fromkeys(OWN_PARAMETERS.get(name, set()), 0.0)
     assert found[id(net[0].weight)] == 0.3
 
 

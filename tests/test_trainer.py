@@ -7,9 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from normlab import checkpoint
+from normlab.config.norm import NORMS
+from tests.norms.configs import UNFROZEN
 from tests.runs import EXACT, TINY, assert_same_bits, build, run_training
 
 SPLITS_OF_16 = {2: "batch_size=8", 4: "batch_size=4"}
+OF_NO_RANK = [name for name in UNFROZEN if NORMS[name].needs_ranks or not NORMS[name].needs_batch]
+"""Norms whose statistics do not depend on how a global batch is split into ranks."""
+WIDE = {"none", "ln2d", "rms", "evonorm_s0", "gn norm.weight_standardization=true"}
 
 
 def relative_difference(a, b):
@@ -19,15 +24,8 @@ def relative_difference(a, b):
 @pytest.mark.parametrize(
     "norm",
     [
-        "gn",
-        "ln",
-        "in",
-        "syncbn",
-        "frn",
-        *[
-            pytest.param(norm, marks=pytest.mark.full)
-            for norm in ("none", "ln2d", "rms", "evonorm_s0", "gn norm.weight_standardization=true")
-        ],
+        pytest.param(norm, marks=[pytest.mark.full] * (norm in WIDE))
+        for norm in [*OF_NO_RANK, "gn norm.weight_standardization=true"]
     ],
 )
 def test_invariant_2_one_global_batch_gives_one_loss_curve_on_any_ranks(norm, ranks, tmp_path):

@@ -3,18 +3,15 @@
 import pytest
 import torch
 
-from normlab.config.norm import RunningStats
+from normlab.config.norm import NORMS, RunningStats
+from tests.norms.configs import UNFROZEN, overrides_of
 from tests.runs import EXACT, Recorder, build
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
-PER_RANK = ["norm=bn", "norm=syncbn norm.sync_group_size=2"]
-"""Norms that tell ranks apart; for the others the samples of all ranks are a batch like any other."""
-ZOO = [
-    "norm=ghost_bn norm.ghost_batch_size=1",
-    "norm=batch_renorm norm.bn_batches=3 norm.d_max_batches=9 norm.r_max_batches=15",
-    "norm=switchable",
-    "norm=batch_instance",
-]
+WIDE = {"none", "ln2d", "rms", "frn", "evonorm_s0"}
+"""Norms that see no ranks, as gn, ln and in do not."""
+PARTS = {"ghost_bn": ["norm.ghost_batch_size=1"], "syncbn": ["norm.sync_group_size=2"]}
+"""With which a batch of 2 has parts, and 4 ranks have groups."""
 
 
 def train_and_evaluate(rank, overrides):
@@ -54,15 +51,18 @@ def assert_same_run(virtual, real):
 
 
 @pytest.mark.parametrize(
-    ("norm", "logical_ranks", "splits"),
-    [(norm, 4, [(1, 4), (2, 2)]) for norm in [*PER_RANK, *ZOO, "norm=syncbn", "norm=gn", "norm=ln", "norm=in"]]
-    + [(norm, 2, [(1, 2)]) for norm in PER_RANK],
+    ("norm", "options", "logical_ranks", "splits"),
+    [
+        pytest.param(norm, PARTS.get(norm, []), 4, [(1, 4), (2, 2)], marks=[pytest.mark.full] * (norm in WIDE))
+        for norm in UNFROZEN
+    ]
+    + [("syncbn", [], 4, [(1, 4), (2, 2)]), ("bn", [], 2, [(1, 2)]), ("syncbn", PARTS["syncbn"], 2, [(1, 2)])],
 )
-def test_invariant_3_virtual_ranks_are_real_ranks(norm, logical_ranks, splits, ranks, tmp_path):
-    overrides = [*EXACT, f"output_dir={tmp_path}", *norm.split(), "batch_size=2", "data.num_train=80", "epochs=9"]
+def test_invariant_3_virtual_ranks_are_real_ranks(norm, options, logical_ranks, splits, ranks, tmp_path):
+    overrides = [*EXACT, f"output_dir={tmp_path}", *overrides_of(norm), *options, "batch_size=2", "epochs=9"]
     overrides += [f"max_samples={20 * 2 * logical_ranks}", "eval_every_epochs=1", "diagnostics=false"]
-    of_batch = norm.split()[0] not in ("norm=gn", "norm=ln", "norm=in")
-    overrides += ["norm.precise_samples=40"] * of_batch
+    of_batch = NORMS[norm].needs_batch
+    overrides += ["data.num_train=80", *["norm.precise_samples=40"] * of_batch]
     real = ranks.run(train_and_evaluate, overrides, world_size=logical_ranks)
     assert len(real[0]["loss"]) == 20
     policies = [e.get("policy") for e in real[0]["evaluations"]]

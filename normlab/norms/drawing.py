@@ -1,19 +1,28 @@
 """A small picture of what a norm's statistics are made of, drawn from its layer's derivative."""
 
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from normlab.config.section import SCHEMAS
+from normlab.config.norm import NORMS, NormConfig
 from normlab.norms.convert import convert_norms
 
 SAMPLES, RANKS, CHANNELS, PIXELS = 8, 2, 6, 2
 VALUE = (2, 2, 0, 1)
 """The value that a picture is of: sample (the second of rank 0), channel, row, column."""
-SETTINGS = {"gn": {"num_groups": 3}, "evonorm_s0": {"num_groups": 3}, "ghost_bn": {"ghost_batch_size": 2}}
+
+_SETTINGS: dict[str, Any] = {"num_groups": 3, "ghost_batch_size": 2}
+"""What a norm that has these keys is drawn with, so that there are several groups and parts."""
 
 _PIXEL, _CELL, _LEFT, _TOP, _RANK_GAP = 8, 20, 46, 16, 10
+
+
+def drawn_config(norm: str) -> NormConfig:
+    schema = NORMS[norm]
+    keys = {spec.name for spec in fields(schema)}
+    return schema(**{key: value for key, value in _SETTINGS.items() if key in keys})
 
 
 def statistics_of(norm: str) -> Tensor:
@@ -22,13 +31,11 @@ def statistics_of(norm: str) -> Tensor:
     Sample i is of rank i % RANKS. The layer is the norm's own, and what is looked at its derivative.
     """
     generator = torch.Generator().manual_seed(0)
-    schema: Any = SCHEMAS["norm"][norm]
-    config = schema(**SETTINGS.get(norm, {}))
     pair = nn.Sequential(nn.BatchNorm2d(CHANNELS, dtype=torch.float64), nn.ReLU())
-    layer = convert_norms(pair, config, virtual_ranks=RANKS)[0]  # type: ignore[index]
+    layer = convert_norms(pair, drawn_config(norm), virtual_ranks=RANKS)[0]  # type: ignore[index]
     for name, parameter in layer.named_parameters():
-        # A threshold that is met hides what is under it; a mixture of one part only hides the others.
-        parameter.data.fill_({"tau": -100.0, "gate": 0.5}.get(name, 0.9))
+        # A threshold that is met hides what is under it; a gate at 1 or a gain of 0 hides the rest.
+        parameter.data.fill_(-100.0 if name == "tau" else 0.9)
     x = torch.randn(SAMPLES, CHANNELS, PIXELS, PIXELS, dtype=torch.float64, generator=generator)
     layer(x.requires_grad_())[VALUE].backward()
     assert x.grad is not None

@@ -1,4 +1,4 @@
-"""Each norm as its paper defines it: the axes of its statistics, and its formula in numpy, in float64.
+"""Each norm as its paper defines it: the axes of its statistics, its parameters, and its formula in numpy.
 
 The formulas of bn, syncbn, gn, ln and in are in test_formulas.py and the tests of SyncBatchNorm.
 """
@@ -15,7 +15,6 @@ RANK = VALUE[0] % RANKS == BATCH % RANKS
 GROUP = VALUE[1] // 2 == CHANNEL // 2
 PIXEL = (VALUE[2] == ROW) & (VALUE[3] == COLUMN)
 GHOST = RANK & (VALUE[0] // RANKS % 2 == BATCH // RANKS % 2)
-# The axes of each norm: what the output at VALUE depends on, in training.
 AXES = {
     "bn": RANK & OWN,
     "syncbn": OWN,
@@ -33,11 +32,26 @@ AXES = {
     "ln2d": SAMPLE & PIXEL,
     "rms": SAMPLE & PIXEL,
 }
+"""What the output at VALUE depends on, in training: of every norm."""
 
-# The formulas: f(x, the layer's state, whether in training) -> y, for x of this shape.
+OWN_PARAMETERS = {
+    "batch_instance": {"gate"},
+    "switchable": {"mean_weight", "var_weight"},
+    "frn": {"tau"},
+    "evonorm_s0": {"v"},
+}
+"""A norm's parameters besides gamma and beta. None of them decays."""
+
+SETTINGS = {
+    "ghost_bn": {"ghost_batch_size": 2},
+    "batch_renorm": {"bn_batches": 0, "d_max_batches": 4, "r_max_batches": 8},
+}
+"""What a norm needs in order to show what it does within a few small batches, where its defaults do not."""
+
 B, C, H, W = 4, 6, 4, 5
 EPS = 1e-3
 FORMULAS = {}
+"""f(x, the layer's state, whether in training) -> y, for x of this shape."""
 
 
 def formula(function):
@@ -51,6 +65,15 @@ def standardised(x, mean, var):
 
 def moments(x, axes):
     return x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+
+
+def running_moments(x):
+    """What BatchNorm's running statistics move towards: the mean and the unbiased variance of each channel."""
+    return np.array([x.mean((0, 2, 3)), x.var((0, 2, 3), ddof=1)])
+
+
+RUNNING = {"ghost_bn": lambda x: (running_moments(x[::2]) + running_moments(x[1::2])) / 2}
+"""What those of a norm move towards after a batch x, where it is not what BatchNorm's do."""
 
 
 def softmax(w):

@@ -14,13 +14,11 @@ from normlab.config.model import CifarResNetConfig
 from normlab.config.norm import GroupNormConfig
 from normlab.models import build_model, on_meta
 from normlab.norms import check_norms, convert_norms
-from normlab.norms.activation_norms import EvoNormS0, FilterResponseNorm, FilterResponseNormTLU
+from normlab.norms.activation_norms import FilterResponseNorm, FilterResponseNormTLU
 from normlab.norms.activations import find_activations
 from normlab.norms.convert import norm_layers
-from normlab.norms.sample_norms import ChannelAffine
-from tests.norms.configs import ACTIVATING, config
+from tests.norms.configs import ACTIVATING, config, in_groups
 
-FORMS = {"frn": (FilterResponseNormTLU, FilterResponseNorm), "evonorm_s0": (EvoNormS0, ChannelAffine)}
 IMAGES = (2, 3, 16, 16)
 
 
@@ -51,7 +49,9 @@ def test_in_a_cifar_resnet_the_relu_after_the_sum_stays(norm):
     assert relus_called(model, images) == 7
     convert_norms(model, config(norm))
     assert relus_called(model, images) == 3
-    activated, linear = FORMS[norm]
+    activated = type(convert_norms(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()), config(norm))[0])
+    linear = type(convert_norms(nn.BatchNorm2d(8), config(norm)))
+    assert activated is not linear
     for name, module in model.named_modules():
         if name.endswith("norm2"):
             assert type(module) is linear
@@ -69,7 +69,7 @@ def test_the_converted_forward_is_the_model_with_each_pair_replaced(norm):
     """Oracle: a torchvision block, whose one ReLU serves three places, written out by hand."""
     torch.manual_seed(0)
     block = torchvision.models.resnet.Bottleneck(16, 4).double()
-    net = convert_norms(nn.Sequential(block), config(norm, **({"num_groups": 2} if "evo" in norm else {})))
+    net = convert_norms(nn.Sequential(block), config(norm, **in_groups(norm, 2)))
     for parameter in net.parameters():
         nn.init.uniform_(parameter, -0.5, 0.5)
     x = torch.randn(2, 16, 5, 5, dtype=torch.float64)

@@ -52,7 +52,7 @@ def torchvision_net(name):
 
 
 def config(norm):
-    nearest = {"nondivisible": Nondivisible.nearest} if norm in ("gn", "evonorm_s0") else {}
+    nearest = {"nondivisible": Nondivisible.nearest} if configs.in_groups(norm, 8) else {}
     return configs.config(norm, **nearest)
 
 
@@ -165,7 +165,7 @@ def fused(timm, **options):
 def test_timms_fused_layer_keeps_its_activation_and_its_names(timm, norm, virtual_ranks):
     layer = fused(timm)
     names = set(layer.state_dict())
-    cfg = configs.config(norm, **({"num_groups": 3} if norm in ("gn", "evonorm_s0") else {}))
+    cfg = configs.config(norm, **configs.in_groups(norm, 3))
     plain = nn.BatchNorm2d(6)
     plain.weight, plain.bias = layer.weight, layer.bias
     activate = nn.Identity() if norm in ACTIVATING else layer.act  # part of the norm

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,11 +10,11 @@ from torch import nn
 from normlab.config import ConfigError
 from normlab.config.norm import GhostBatchNormConfig
 from normlab.norms import check_norms, convert_norms
-from tests.norms.configs import config
+from tests.norms.configs import OF_BATCH, OF_RANK, config
+from tests.norms.definitions import RUNNING, running_moments
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 C = 5
-GROUPED = ["ghost_bn", "batch_renorm", "switchable", "batch_instance"]
 
 
 def batch_norm(**settings):
@@ -38,7 +39,7 @@ def step(layer, x, dy):
     return y.detach(), x.grad
 
 
-@pytest.mark.parametrize("norm", GROUPED)
+@pytest.mark.parametrize("norm", OF_RANK)
 @pytest.mark.parametrize("virtual_ranks", [2, 3])
 @pytest.mark.parametrize(
     "settings", [{}, {"affine": False}, {"bias": False}, {"track_running_stats": False}], ids=str
@@ -63,31 +64,21 @@ def test_each_virtual_rank_is_normalised_as_a_rank_by_itself(norm, virtual_ranks
         torch.testing.assert_close(virtual.eval()(x[:5]), real[0].eval()(x[:5]), **EXACT)
 
 
-@pytest.mark.parametrize("norm", ["batch_renorm", "switchable", "batch_instance"])
+@pytest.mark.parametrize("norm", OF_BATCH)
 @pytest.mark.parametrize("momentum", [0.3, None])
-def test_running_statistics_move_as_batch_norms(norm, momentum):
-    bn = batch_norm()
-    bn.momentum = momentum  # None: the mean over all batches
-    layer = convert_norms(copy.deepcopy(bn), config(norm))
+def test_running_statistics_move_once_per_batch_as_defined(norm, momentum):
+    layer = batch_norm()
+    layer.momentum = momentum  # None: the mean over all batches
+    layer = convert_norms(layer, config(norm))
+    running = np.array([layer.running_mean.numpy(), layer.running_var.numpy()])
     for seed in range(3):
         x, _ = batch(4, seed)
-        bn(x)
         layer(x)
-    torch.testing.assert_close(layer.running_mean, bn.running_mean, **EXACT)
-    torch.testing.assert_close(layer.running_var, bn.running_var, **EXACT)
+        share = momentum or 1 / (1 + seed)
+        running = (1 - share) * running + share * RUNNING.get(norm, running_moments)(x.numpy())
+    torch.testing.assert_close(layer.running_mean, torch.from_numpy(running[0]), **EXACT)
+    torch.testing.assert_close(layer.running_var, torch.from_numpy(running[1]), **EXACT)
     assert layer.num_batches_tracked == 3
-
-
-def test_ghost_running_statistics_move_once_a_batch_by_the_mean_over_parts():
-    layer = convert_norms(batch_norm(), config("ghost_bn", momentum=0.3))
-    x, _ = batch(6)
-    mean, var = layer.running_mean.numpy().copy(), layer.running_var.numpy().copy()
-    layer(x)
-    parts = [x[k::3].numpy() for k in range(3)]  # of two samples, dealt like cards
-    mean = 0.7 * mean + 0.3 * sum(part.mean((0, 2, 3)) for part in parts) / 3
-    var = 0.7 * var + 0.3 * sum(part.var((0, 2, 3), ddof=1) for part in parts) / 3
-    torch.testing.assert_close(layer.running_mean, torch.from_numpy(mean), **EXACT)
-    torch.testing.assert_close(layer.running_var, torch.from_numpy(var), **EXACT)
 
 
 def test_a_ghost_batch_of_the_whole_batch_is_batch_norm():

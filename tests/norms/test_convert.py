@@ -24,7 +24,7 @@ from normlab.norms.docs import definition
 from normlab.norms.frozen_batch_norm import FrozenBatchNorm
 from normlab.norms.replace import set_up
 from normlab.norms.sample_norms import ChannelAffine
-from tests.norms.configs import ACTIVATING, OF_BATCH, OF_SAMPLE, config
+from tests.norms.configs import ACTIVATING, OF_BATCH, WITH_EPS, config, in_groups
 
 LAYERS = {
     "bn": nn.BatchNorm2d,
@@ -60,8 +60,8 @@ def test_resnet18_on_the_meta_device_keeps_names_and_parameters(name):
     assert len(before) == 20
     for key, layer in before.items():
         assert type(after[key]) is LAYERS.get(name, type(after[key]))
-        assert name == "none" or after[key].eps == 1e-3
-        groups = {"gn": 8, "ln": 1}.get(name)
+        assert name not in WITH_EPS or after[key].eps == 1e-3
+        groups = 1 if name == "ln" else in_groups(name, 8).get("num_groups")
         assert getattr(after[key], "num_groups", None) == groups
         if NORMS[name].needs_batch:
             assert after[key].running_var is layer.running_var
@@ -89,7 +89,7 @@ def test_affine_weights_dtype_gradient_and_training_flag_carry_over(name):
 
 
 @pytest.mark.parametrize("virtual_ranks", [1, 2])
-@pytest.mark.parametrize("name", [*OF_BATCH, *OF_SAMPLE, "frozen_bn"])
+@pytest.mark.parametrize("name", dict.fromkeys([*WITH_EPS, *OF_BATCH]))
 def test_eps_and_momentum_are_each_layers_own_unless_they_are_set(name, virtual_ranks):
     def converted(**settings):
         first, second = nn.BatchNorm2d(8, eps=1e-3, momentum=0.01), nn.BatchNorm2d(8, eps=1e-2, momentum=None)
@@ -98,8 +98,9 @@ def test_eps_and_momentum_are_each_layers_own_unless_they_are_set(name, virtual_
 
     own = converted()
     assert (own[0].eps, own[2].eps) == (1e-3, 1e-2)
-    given = converted(eps=0.5)
-    assert (given[0].eps, given[2].eps) == (0.5, 0.5)
+    if name in WITH_EPS:
+        given = converted(eps=0.5)
+        assert (given[0].eps, given[2].eps) == (0.5, 0.5)
     if name in OF_BATCH:
         assert (own[0].momentum, own[2].momentum) == (0.01, None)
         given = converted(momentum=0.3)

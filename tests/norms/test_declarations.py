@@ -9,10 +9,18 @@ import torch
 from torch import nn
 
 from normlab.config.norm import BatchStatisticsConfig, RunningStatistics
-from normlab.norms import NORMS, convert_norms
-from normlab.norms.drawing import CHANNELS, PIXELS, RANKS, SAMPLES, SETTINGS, statistics_of
+from normlab.norms import NORMS, convert_norms, drawing
+from normlab.norms.drawing import CHANNELS, PIXELS, RANKS, SAMPLES, drawn_config, statistics_of
 from tests.norms.configs import OF_BATCH, OF_SAMPLE, config
-from tests.norms.definitions import AXES, OWN, RANK, SAMPLE
+from tests.norms.definitions import AXES, OWN, OWN_PARAMETERS, RANK, SAMPLE
+
+
+def test_every_norm_has_its_axes_and_its_parameters_in_the_definitions():
+    assert AXES.keys() == NORMS.keys(), "add what is missing to AXES in tests/norms/definitions.py"
+    for norm in NORMS:
+        layer = convert_norms(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()), config(norm))[0]
+        own = {name for name, _ in layer.named_parameters()} - {"weight", "bias"}
+        assert own == OWN_PARAMETERS.get(norm, set()), f"{norm}: OWN_PARAMETERS in tests/norms/definitions.py"
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -24,10 +32,12 @@ def test_statistics_are_over_the_axes_of_the_definition_and_the_declaration(norm
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_as_many_samples_share_statistics_as_the_config_says(norm):
-    samples = int(AXES[norm].flatten(1).any(1).sum())
-    cfg = NORMS[norm](**SETTINGS.get(norm, {}))
-    assert cfg.normalization_batch_size(SAMPLES // RANKS, RANKS) == samples
+@pytest.mark.parametrize(("batch_size", "ranks"), [(4, 2), (6, 2), (4, 3)])
+def test_as_many_samples_share_statistics_as_the_config_says(norm, batch_size, ranks, monkeypatch):
+    monkeypatch.setattr(drawing, "SAMPLES", batch_size * ranks)
+    monkeypatch.setattr(drawing, "RANKS", ranks)
+    sharing = int(statistics_of(norm).flatten(1).any(1).sum())  # measured on the layer
+    assert drawn_config(norm).normalization_batch_size(batch_size, ranks) == sharing
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -61,7 +71,7 @@ def test_a_replaced_activation_is_declared(norm):
 def test_the_number_of_values_is_the_size_of_what_is_drawn(norm):
     """Of switchable and batch_instance, those of the part over the batch."""
     used = AXES[norm] if norm != "switchable" else RANK & OWN
-    cfg = NORMS[norm](**SETTINGS.get(norm, {}))
+    cfg = drawn_config(norm)
     shape = (SAMPLES // RANKS, CHANNELS, PIXELS, PIXELS)
     assert cfg.statistic_size(shape, RANKS) == used.sum()
 

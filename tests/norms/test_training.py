@@ -9,18 +9,17 @@ from normlab import data
 from normlab.config import ConfigError
 from normlab.config.section import SCHEMAS
 from normlab.preflight import plan
-from tests.norms.configs import ACTIVATING
+from tests.norms.configs import ACTIVATING, UNFROZEN, overrides_of
+from tests.norms.definitions import OWN_PARAMETERS
 from tests.runs import EXACT, TINY, assert_same_bits, run_training, typed
 
-FEW = {
-    "ghost_bn": ["norm.ghost_batch_size=2"],
-    "batch_renorm": ["norm.bn_batches=2", "norm.d_max_batches=5", "norm.r_max_batches=7"],
-}
+WIDE = {"bn", "syncbn", "gn", "ln", "in", "none", "ln2d", "rms", "frn", "switchable"}
+"""Norms whose state is that of a norm that is tested: here, or bn's and syncbn's in test_trainer.py."""
 
 
 def options(norm, frozen_from, folder):
     init = [f"model.init_from={frozen_from}"] * (norm == "frozen_bn")
-    return [f"norm={norm}", *FEW.get(norm, []), *init, f"output_dir={folder}", "batch_size=4", "epochs=1"]
+    return [*overrides_of(norm), *init, f"output_dir={folder}", "batch_size=4", "epochs=1"]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +69,11 @@ def test_frozen_bn_needs_a_file_with_running_statistics(ranks, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "norm", ["ghost_bn", "batch_renorm", "batch_instance", "evonorm_s0", "gn norm.weight_standardization=true"]
+    "norm",
+    [
+        pytest.param(norm, marks=[pytest.mark.full] * (norm in WIDE))
+        for norm in [*UNFROZEN, "gn norm.weight_standardization=true"]
+    ],
 )
 def test_invariant_4_a_run_stopped_and_resumed_is_bitwise_equal(norm, ranks, tmp_path):
     name, *more = norm.split()
@@ -99,8 +102,7 @@ def test_a_segmentation_model_trains_with_norms_that_are_activations(norm, ranks
     overrides = [*TINY, *options(norm, "", tmp_path), "data=shapes_seg", "model=fcn_resnet8", "max_samples=8"]
     result = ranks.run(run_training, overrides, world_size=1)[0]
     assert result["outcome"].status == "finished"
-    extra = {"frn": "tau", "evonorm_s0": "v"}[norm]
-    names = [name for name in result["state"] if name.endswith(f".{extra}")]
-    assert "backbone.norm." + extra in names
-    assert "classifier.1." + extra in names
-    assert "backbone.blocks.0.norm2." + extra not in names
+    for extra in OWN_PARAMETERS.get(norm, ()):
+        assert "backbone.norm." + extra in result["state"]
+        assert "classifier.1." + extra in result["state"]
+        assert "backbone.blocks.0.norm2." + extra not in result["state"]

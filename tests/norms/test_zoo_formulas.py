@@ -5,11 +5,10 @@ import torch
 from torch import nn
 
 from normlab.norms import NORMS, convert_norms
-from tests.norms.configs import ACTIVATING, OF_BATCH, OF_SAMPLE, config
+from tests.norms.configs import ACTIVATING, OF_BATCH, OF_SAMPLE, OVER_PIXELS, config, in_groups
 from tests.norms.definitions import EPS, FORMULAS, C, H, W
 
 EXACT = {"rtol": 1e-11, "atol": 1e-11}
-SETTINGS = {"evonorm_s0": {"num_groups": 3}, "gn": {"num_groups": 3}}
 ZOO = [norm for norm in NORMS if norm not in ("bn", "syncbn", "gn", "ln", "in")]
 
 
@@ -20,7 +19,7 @@ def made(norm, **settings):
     layer = nn.BatchNorm2d(C, dtype=torch.float64)
     nn.init.uniform_(layer.running_mean, -1, 1)
     nn.init.uniform_(layer.running_var, 0.5, 2)
-    settings = {"eps": EPS} | SETTINGS.get(norm, {}) | settings
+    settings = {"eps": EPS} | in_groups(norm, 3) | settings
     layer = convert_norms(nn.Sequential(layer, nn.ReLU()), config(norm, **settings))[0]
     for parameter in layer.parameters():
         nn.init.uniform_(parameter, 0.1, 0.9)
@@ -42,7 +41,7 @@ def numpy_of(layer):
 
 
 def test_every_norm_has_its_formula_here():
-    assert FORMULAS.keys() == set(ZOO)
+    assert FORMULAS.keys() == set(ZOO), "write the formula of the others in tests/norms/definitions.py"
 
 
 @pytest.mark.parametrize("norm", ZOO)
@@ -115,7 +114,7 @@ def test_one_value_per_channel_is_an_error_in_training_and_none_in_evaluation(no
     assert layer.eval()(x_BC11).isfinite().all()
 
 
-@pytest.mark.parametrize("norm", ["in", "frn"])
+@pytest.mark.parametrize("norm", OVER_PIXELS)
 def test_norms_over_pixels_take_pixels(norm):
     layer = convert_norms(nn.Sequential(nn.BatchNorm1d(8), nn.ReLU()), config(norm))
     with pytest.raises(ValueError, match=r"\(2, 8\)"):
@@ -126,14 +125,14 @@ def test_norms_over_pixels_take_pixels(norm):
 @pytest.mark.parametrize("dim", [2, 3, 5])
 def test_other_numbers_of_axes_are_pixels_in_a_row(norm, dim):
     """(B, C, D, H, W) is what (B, C, D*H, W) is; (B, C) is (B, C, 1, 1)."""
-    if dim == 2 and norm == "frn":
+    if dim == 2 and norm in OVER_PIXELS:
         return
     kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 5: nn.BatchNorm3d}[dim]
     shape = {2: (8, C), 3: (8, C, 12), 5: (8, C, 2, 3, 2)}[dim]
     torch.manual_seed(0)
-    plain = {"num_groups": 3} if norm == "evonorm_s0" else {}
-    layer = convert_norms(nn.Sequential(kind(C).double(), nn.ReLU()), config(norm, **plain))[0]
-    other = convert_norms(nn.Sequential(nn.BatchNorm2d(C).double(), nn.ReLU()), config(norm, **plain))[0]
+    cfg = config(norm, **in_groups(norm, 3))
+    layer = convert_norms(nn.Sequential(kind(C).double(), nn.ReLU()), cfg)[0]
+    other = convert_norms(nn.Sequential(nn.BatchNorm2d(C).double(), nn.ReLU()), cfg)[0]
     x = torch.randn(shape, dtype=torch.float64)
     pixels = x.reshape(8, C, -1, shape[-1] if dim > 2 else 1)
     for train in (True, False):
