@@ -13,7 +13,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-import normlab
 from launch import local
 from launch.environment import choose_world_size, rank_environment, spin_briefly
 from launch.jobs import refuse_inside_rank, study_name, sweep_record, sweep_value
@@ -23,15 +22,11 @@ from normlab.config import Config, ConfigError
 from normlab.config.mistakes import check_hydra_keys, check_overrides, explain, to_typed
 from normlab.config.saved import NAME as OF_A_RUN
 from normlab.config.saved import register_saved
-from normlab.config.schema import register_schemas
+from normlab.config.schema import CONF, register_schemas
 from normlab.run import Run
 
-INSTALLED = Path(normlab.__file__).parent / "conf"
-CONF = str(INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "conf")
-"""Ours; a wheel keeps it within the package."""
 
-
-@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def app(composed: DictConfig) -> float | None:
     """Compose -> Config -> start or join the ranks -> train. Returns `sweep_metric`, for a sweeper."""
     run: Run | None = None
@@ -110,7 +105,7 @@ def check_command(arguments: list[str]) -> list[str]:
     for folder in (command.config_dir, command.config_path, CONF):
         if folder and (Path(folder) / name).is_file():
             if register_saved(Path(folder) / name, overrides):
-                return [*arguments, "--config-path", CONF, "--config-name", OF_A_RUN]
+                return [*arguments, "--config-path", str(CONF), "--config-name", OF_A_RUN]
             break
     return arguments
 

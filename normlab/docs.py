@@ -17,8 +17,8 @@ from launch import slurm_config
 from launch.plugins import register_launchers
 from normlab.atomic import atomic_write
 from normlab.config import Config
-from normlab.config.schema import MODULES, Key, documented_keys, summary
-from normlab.config.section import LARGEST_INT, SCHEMAS, in_words
+from normlab.config.schema import CONF, MODULES, Key, documented_keys, known_choices, summary
+from normlab.config.section import LARGEST_INT, in_words
 from normlab.markdown import markdown_table
 from normlab.norms import docs as norm_pages
 
@@ -80,39 +80,27 @@ def _keys_page() -> str:
 def _choices(group: str) -> str:
     """A table of a group's choices: what each is, and the values that its file under conf/<group> sets."""
     rows = [["choice", "what it is", "sets"]]
-    for choice, (schema, values) in _known(group).items():
+    for choice, schema in known_choices(group).items():
+        path = CONF / group / f"{choice}.yaml"
+        values = yaml.safe_load(path.read_text()) if path.exists() else {}
+        for key in ("defaults", "name"):
+            values.pop(key, None)
         sets = ", ".join(f"`{group}.{key}={value}`" for key, value in values.items())
         rows.append([f"`{choice}`", summary(schema), sets])
     return _table(rows)
 
 
-def _known(group: str) -> dict[str, tuple[type, dict[str, Any]]]:
-    """Choice -> (its schema, the values it sets besides its name), in the order in which schemas are defined."""
-    found: dict[str, tuple[type, dict[str, Any]]] = {
-        name: (schema, {})
-        for schema in SCHEMAS[group].values()
-        for name in (() if schema.in_yaml else schema.own_names())
-    }
-    for path in sorted((ROOT / "conf" / group).glob("*.yaml"), key=lambda path: (len(path.stem), path.stem)):
-        values = yaml.safe_load(path.read_text())
-        schema = values.pop("defaults")[0].removeprefix(f"/schema/{group}/").removesuffix("@_here_")
-        values.pop("name", None)
-        found[path.stem] = (SCHEMAS[group][schema], values)
-    order = [schema for module in MODULES for schema in documented_keys(module)]
-    return dict(sorted(found.items(), key=lambda item: order.index(item[1][0])))
-
-
 def _users(group: str, section: type) -> str:
     """The choices that have the keys of a section."""
-    known = _known(group)
-    users = [f"`{choice}`" for choice, (schema, _) in known.items() if issubclass(schema, section)]
+    known = known_choices(group)
+    users = [f"`{choice}`" for choice, schema in known.items() if issubclass(schema, section)]
     return f"Every `{group}=`" if len(users) == len(known) else f"`{group}=` {', '.join(users)}"
 
 
 def _experiments() -> str:
     """A table of the presets under conf/experiment: the first comment of each."""
     rows = [["preset", "what it is"]]
-    for path in sorted((ROOT / "conf/experiment").glob("*.yaml")):
+    for path in sorted((CONF / "experiment").glob("*.yaml")):
         comments = [line.removeprefix("# ") for line in path.read_text().splitlines() if line.startswith("# ")]
         rows.append([f"`experiment={path.stem}`", next(line for line in comments if not line.startswith("@"))])
     return _table(rows)

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from normlab import data
 from normlab.config import Config, ConfigError
 from normlab.config.norm import GroupNormConfig
-from normlab.config.schema import MODULES, default_of, describe_keys, identity
+from normlab.config.schema import MODULES, default_of, describe_keys, identity, in_order, known_choices
 from normlab.config.section import SCHEMAS
 from normlab.models import build_model, on_meta
 from normlab.norms import convert_norms
@@ -257,6 +257,15 @@ def test_a_default_that_changes_raises_the_results_version():
         "a key is new, or RESULTS_VERSION is raised for a default that changed? Run: "
         "KEEP_DEFAULTS=1 pytest tests/test_config.py, and commit tests/defaults.json"
     )
+
+
+def test_choices_are_listed_as_declared_and_a_users_own_after_them_by_name():
+    norms = list(SCHEMAS["norm"])
+    assert in_order("norm", ["zz", *reversed(norms), "aa"]) == [*norms, "aa", "zz"]
+    for group in SCHEMAS:
+        known = known_choices(group)
+        assert sorted(known) == choices(group)
+        assert list(dict.fromkeys(known.values())) == list(SCHEMAS[group].values())
 
 
 def test_help_gives_every_key_its_default_and_its_meaning():

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from normlab.config.config import Config
-from normlab.config.schema import SCHEMAS, choice_of
+from normlab.config.schema import SCHEMAS, choice_of, in_order
 from normlab.config.section import ConfigError, Section
 
 _NO_KEY = re.compile(r"Could not (?:override|delete from config\.) '([^']*)'")
@@ -151,7 +151,7 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         near = get_close_matches(choice, error.options, 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        return f"there is no {group}={choice}; {hint}There are {', '.join(error.options)}."
+        return f"there is no {group}={choice}; {hint}There are {', '.join(in_order(group, error.options))}."
     if isinstance(cause, OmegaConfBaseException) and cause is not error:
         text = text.removeprefix("Error merging override ")
         return f"{_line(text) or cause.full_key}: {str(cause).strip().splitlines()[0]}"

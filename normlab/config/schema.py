@@ -2,25 +2,34 @@
 
 import ast
 import inspect
+import re
+from collections.abc import Iterable
 from dataclasses import Field, dataclass, fields, is_dataclass
 from enum import Enum
 from itertools import pairwise
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from normlab.config import config, data, model, norm, optim
 from normlab.config.config import Config
 from normlab.config.section import SCHEMAS, Choice, ConfigError, Section
 
+_INSTALLED = Path(__file__).parents[1] / "conf"
+CONF = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "conf"
+"""The values that come with normlab; a wheel keeps them within the package."""
+
 MODULES = (norm, model, data, optim, config)
 """Where the sections stand, in the order of `--help`."""
 
 
 def register_schemas() -> None:
-    """Make the schemas, and `--help`'s list of keys, known to Hydra; call before composing."""
+    """Make the schemas, and `--help`'s lists of choices and keys, known to Hydra; call before composing."""
+    OmegaConf.register_new_resolver("normlab_choices", describe_choices, replace=True)
     OmegaConf.register_new_resolver("normlab_keys", describe_keys, replace=True)
     OmegaConf.register_new_resolver("lookup", lookup, replace=True)
     store = ConfigStore.instance()
@@ -105,6 +114,31 @@ def _default(spec: "Field[Any]") -> str:
     if default is None or isinstance(default, bool):
         return {None: "null", True: "true", False: "false"}[default]
     return str(default)
+
+
+def known_choices(group: str) -> dict[str, type[Choice]]:
+    """Choice -> its schema, in the order in which schemas are declared; without files that lead to none."""
+    schemas = SCHEMAS[group]
+    found = {name: schema for schema in schemas.values() if not schema.in_yaml for name in schema.own_names()}
+    for path in sorted((CONF / group).glob("*.yaml"), key=lambda path: (len(path.stem), path.stem)):
+        schema = re.search(rf"/schema/{group}/(\w+)@_here_", path.read_text(errors="replace"))
+        if schema and schema[1] in schemas:
+            found[path.stem] = schemas[schema[1]]
+    order = list(schemas.values())
+    return dict(sorted(found.items(), key=lambda item: order.index(item[1])))
+
+
+def in_order(group: str, choices: Iterable[str]) -> list[str]:
+    """Choices of a group as they are listed everywhere: as declared, then a user's own by name."""
+    known = list(known_choices(group)) if group in SCHEMAS else []
+    return sorted(choices, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def describe_choices() -> str:
+    """Each group with its choices, for `--help`."""
+    loader = GlobalHydra.instance().config_loader()
+    groups = (*SCHEMAS, "experiment")
+    return "\n".join(f"{group}: {', '.join(in_order(group, loader.get_group_options(group)))}" for group in groups)
 
 
 def choice_of(group: str, schema: str) -> str:
