@@ -66,8 +66,8 @@ class OptimConfig(Choice):
     """Weight decay of convolution and linear weights."""
 
     norm_weight_decay: float | None = setting(None, minimum=0)
-    """Weight decay of norm parameters and biases. 0: none; null: as weight_decay. Gates and
-    thresholds of norms (batch_instance, switchable, frn, evonorm_s0) never decay."""
+    """Weight decay of norm parameters and biases. 0: none; null: as weight_decay. What a norm has besides gamma
+    and beta (gates, thresholds, mixture weights) never decays."""
 
     clip_grad_norm: float | None = setting(None, above=0)
     """Largest norm of the whole gradient; larger ones are scaled down to it. null: no limit."""

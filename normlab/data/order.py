@@ -1,5 +1,6 @@
 """The order of samples: a function of (seed, epoch) alone, whatever the ranks (invariant 1)."""
 
+import hashlib
 from enum import IntEnum
 
 import numpy as np
@@ -21,7 +22,13 @@ class Stream(IntEnum):
     shapes_seg_test = 7
 
 
-def random_words(count: int, *, seed: int, epoch: int, stream: Stream) -> np.ndarray:
+def stream_of(purpose: str) -> int:
+    """The stream of a purpose that is not one of `Stream`: of generated data, such as "stripes/train"."""
+    digest = hashlib.sha256(purpose.encode()).digest()
+    return int.from_bytes(digest[:8], "big") | 2**63  # above all that are numbered
+
+
+def random_words(count: int, *, seed: int, epoch: int, stream: int) -> np.ndarray:
     """`count` uniform uint64 words, a pure function of the arguments; fewer are a prefix of more.
 
     Raw words of the counter-based Philox: NumPy keeps these the same over its versions, which it does not
@@ -32,7 +39,7 @@ def random_words(count: int, *, seed: int, epoch: int, stream: Stream) -> np.nda
     return np.random.Philox(key=key, counter=counter).random_raw(count)
 
 
-def permutation(count: int, *, seed: int, epoch: int, stream: Stream) -> torch.Tensor:
+def permutation(count: int, *, seed: int, epoch: int, stream: int) -> torch.Tensor:
     """(count,) int64: a uniform permutation of range(count)."""
     words = random_words(count, seed=seed, epoch=epoch, stream=stream)
     return torch.from_numpy(np.argsort(words, kind="stable"))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from normlab.config import ConfigError
-from normlab.data.order import Stream, epoch_order, fixed_permutation, random_words, steps_per_epoch
+from normlab.data.order import Stream, epoch_order, fixed_permutation, random_words, steps_per_epoch, stream_of
 
 
 def order(num_samples=100, *, seed=0, epoch=0, accumulate=1, logical_ranks=1, batch_size=8):
@@ -68,3 +68,10 @@ def test_a_global_batch_larger_than_the_data_is_an_error_that_names_both():
     assert steps_per_epoch(100, 8) == 12
     with pytest.raises(ConfigError, match=r"batch_size.* 128, more than the 100 training samples"):
         steps_per_epoch(100, 128)
+
+
+def test_a_named_stream_stays_what_it_is_and_meets_no_other():
+    assert stream_of("stripes/train") == 0x85618347DDF97A91
+    streams = [*Stream, stream_of("stripes/train"), stream_of("stripes/test")]
+    words = np.concatenate([random_words(100, seed=0, epoch=0, stream=stream) for stream in streams])
+    assert len(np.unique(words)) == 100 * len(streams)
