@@ -73,7 +73,7 @@ def test_every_page_of_the_site_is_in_its_navigation():
 def overrides(arguments: str) -> list[str]:
     """The keys that a command sets, each with its first value; without those of Hydra."""
     words = [word for word in shlex.split(arguments.replace("\\\n", " ")) if "=" in word and "hydra" not in word]
-    swept = [word if "[" in word else word.split(",")[0] for word in words]
+    swept = [word if "[" in word or "{" in word else word.split(",")[0] for word in words]
     return [word for word in swept if "(" not in word]  # not intervals to search in
 
 
