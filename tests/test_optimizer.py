@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from normlab.config.optim import AdamWConfig, LrScaling, Schedule, SgdConfig
+from normlab.config.section import SCHEMAS
 from normlab.norms import NORMS, convert_norms
 from normlab.optimizer import LearningRate, build_optimizer, scaled_lr
 from tests.norms.configs import config
@@ -108,20 +109,21 @@ def test_what_timms_models_exempt_from_decay_does_not():
     assert {found[id(p)] for p in biases.values()} == {0.0}
 
 
-@pytest.mark.parametrize(
-    ("cfg", "oracle"),
-    [
-        (SgdConfig(lr=0.1, weight_decay=0.01), lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=0.01)),
-        (
-            SgdConfig(lr=0.1, nesterov=True, weight_decay=0),
-            lambda p: torch.optim.SGD(p, 0.1, 0.9, nesterov=True),
-        ),
-        (
-            AdamWConfig(lr=0.1, beta2=0.99, weight_decay=0.01),
-            lambda p: torch.optim.AdamW(p, 0.1, (0.9, 0.99), 1e-8, 0.01),
-        ),
-    ],
-)
+STEPS = [
+    (SgdConfig(lr=0.1, weight_decay=0.01), lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=0.01)),
+    (SgdConfig(lr=0.1, nesterov=True, weight_decay=0), lambda p: torch.optim.SGD(p, 0.1, 0.9, nesterov=True)),
+    (
+        AdamWConfig(lr=0.1, beta2=0.99, weight_decay=0.01),
+        lambda p: torch.optim.AdamW(p, 0.1, (0.9, 0.99), 1e-8, 0.01),
+    ),
+]
+
+
+def test_every_optimizer_has_its_steps_here():
+    assert {type(cfg) for cfg, _ in STEPS} == set(SCHEMAS["optim"].values()), "add the others to STEPS"
+
+
+@pytest.mark.parametrize(("cfg", "oracle"), STEPS)
 def test_three_steps_are_those_of_torch(cfg, oracle):
     ours, theirs = (nn.Linear(5, 3).double() for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
