@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normlab.config.norm import EvoNormS0Config, FilterResponseNormConfig
-from normlab.norms.batch_statistics_norm import upcast
+from normlab.norms.dtypes import upcast
 from normlab.norms.replace import Build, eps_of, with_parameters_of
 from normlab.norms.sample_norms import AffineNorm, affine_norm, per_channel
 

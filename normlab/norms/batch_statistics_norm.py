@@ -7,12 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from normlab.norms.dtypes import upcast
 from normlab.norms.replace import with_parameters_of
-
-
-def upcast(x: Tensor) -> Tensor:
-    """x in the dtype that its statistics are computed in: float32 for bfloat16 and float16."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def group_moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from normlab.config.norm import BatchInstanceNormConfig, SwitchableNormConfig
-from normlab.norms.batch_statistics_norm import BatchStatisticsNorm, upcast
+from normlab.norms.batch_statistics_norm import BatchStatisticsNorm
+from normlab.norms.dtypes import upcast
 from normlab.norms.replace import Build, set_up
 
 

@@ -15,7 +15,7 @@ from normlab.config.norm import (
     NormConfig,
     RmsNormConfig,
 )
-from normlab.norms.batch_statistics_norm import upcast
+from normlab.norms.dtypes import for_native_kernel, upcast
 from normlab.norms.replace import Build, eps_of, with_parameters_of
 
 
@@ -24,8 +24,25 @@ def per_channel(values_C: Tensor, x: Tensor) -> Tensor:
     return values_C.view(1, -1, *[1] * (x.dim() - 2))
 
 
-class InstanceNorm1d(nn.InstanceNorm1d):
-    """torch's, for (B, C, L) alone: it would read BatchNorm1d's (B, C) as one sample of B channels.
+class GroupNorm(nn.GroupNorm):
+    """torch's; the dtypes are those of normlab.norms.dtypes."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        x, weight, bias = for_native_kernel(input, self.weight, self.bias)
+        return F.group_norm(x, self.num_groups, weight, bias, self.eps).to(input.dtype)
+
+
+class _InstanceNorm(nn.modules.instancenorm._InstanceNorm):
+    """A mixin, before torch's own; the dtypes are those of normlab.norms.dtypes."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        # Without gamma, the CPU's kernel would round the statistics of a bfloat16 input to bfloat16.
+        x = upcast(input) if self.weight is None else input
+        return super().forward(x).to(input.dtype)
+
+
+class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
+    """For (B, C, L) alone: torch's would read BatchNorm1d's (B, C) as one sample of B channels.
 
     Raises: ValueError on (B, C), whose channels have one value each.
     """
@@ -33,6 +50,14 @@ class InstanceNorm1d(nn.InstanceNorm1d):
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() != 3:
             raise ValueError(f"InstanceNorm1d takes (B, C, L), got {tuple(input.shape)}; use norm=ln or norm=bn.")
+
+
+class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
+    pass
+
+
+class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
+    pass
 
 
 class AffineNorm(nn.Module):
@@ -71,7 +96,8 @@ class ChannelLayerNorm(AffineNorm):
     """torch's layer_norm over channels, at each pixel. Shape: (B, C, ...) -> (B, C, ...)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.layer_norm(x.movedim(1, -1), (self.num_features,), self.weight, self.bias, self.eps)
+        x_wide, weight, bias = for_native_kernel(x, self.weight, self.bias)
+        y = F.layer_norm(x_wide.movedim(1, -1), (self.num_features,), weight, bias, self.eps)
         return y.movedim(-1, 1).to(x.dtype)
 
 
@@ -126,8 +152,8 @@ def instance_norm(norm: InstanceNormConfig, virtual_ranks: int) -> Build:
     """
     types: dict[type[_BatchNorm], type[nn.Module]] = {
         nn.BatchNorm1d: InstanceNorm1d,
-        nn.BatchNorm2d: nn.InstanceNorm2d,
-        nn.BatchNorm3d: nn.InstanceNorm3d,
+        nn.BatchNorm2d: InstanceNorm2d,
+        nn.BatchNorm3d: InstanceNorm3d,
     }
 
     def build(layer: _BatchNorm, name: str) -> nn.Module:
@@ -183,5 +209,5 @@ def affine_norm(kind: type[AffineNorm], layer: _BatchNorm, eps: float) -> nn.Mod
 
 def _group_norm(layer: _BatchNorm, groups: int, eps: float) -> nn.Module:
     bias = layer.bias is not None
-    new = nn.GroupNorm(groups, layer.num_features, eps, affine=layer.affine, bias=bias, device="meta")
+    new = GroupNorm(groups, layer.num_features, eps, affine=layer.affine, bias=bias, device="meta")
     return with_parameters_of(new, layer)

@@ -23,15 +23,15 @@ from normlab.norms.convert import norm_layers
 from normlab.norms.docs import definition
 from normlab.norms.frozen_batch_norm import FrozenBatchNorm
 from normlab.norms.replace import set_up
-from normlab.norms.sample_norms import ChannelAffine
+from normlab.norms.sample_norms import ChannelAffine, GroupNorm, InstanceNorm2d
 from tests.norms.configs import ACTIVATING, OF_BATCH, WITH_EPS, config, in_groups
 
 LAYERS = {
     "bn": nn.BatchNorm2d,
     "syncbn": SyncBatchNorm,
-    "gn": nn.GroupNorm,
-    "ln": nn.GroupNorm,
-    "in": nn.InstanceNorm2d,
+    "gn": GroupNorm,
+    "ln": GroupNorm,
+    "in": InstanceNorm2d,
     "none": ChannelAffine,
 }
 """Of the norms that others are compared with."""
@@ -146,12 +146,12 @@ def test_frozen_bn_makes_buffers_of_what_the_batch_norm_has():
 
 
 def test_a_model_may_be_a_norm_and_share_one_at_several_places():
-    assert type(convert_norms(nn.BatchNorm1d(8), GroupNormConfig())) is nn.GroupNorm
+    assert type(convert_norms(nn.BatchNorm1d(8), GroupNormConfig())) is GroupNorm
     shared = nn.BatchNorm2d(8)
     net = nn.ModuleDict({"a": shared, "b": nn.Sequential(shared), "c": shared})
     convert_norms(net, LayerNormConfig())
     assert net["a"] is net["b"][0] is net["c"]
-    assert type(net["a"]) is nn.GroupNorm
+    assert type(net["a"]) is GroupNorm
 
 
 def test_instance_norm_takes_one_and_three_axes_of_pixels():
