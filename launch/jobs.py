@@ -32,7 +32,7 @@ from normlab.config.mistakes import explain, to_typed
 from normlab.config.schema import plain
 from normlab.console import show_loading
 from normlab.run import Run, writable
-from normlab.run_files import read_result
+from normlab.run_files import read_result, trained_on
 
 if TYPE_CHECKING:
     from normlab.data.dataset import Dataset
@@ -225,7 +225,8 @@ def to_train(jobs: Sequence[Job], *, retry_failed: bool) -> tuple[list[Job], lis
             skipped.append(Ended(job, "skipped", "failed before; hydra.launcher.retry_failed=true tries again"))
         else:
             score = f" with {metric}" if (metric := main_metric(job, result)) else ""
-            skipped.append(Ended(job, "skipped", f"{result['status']} before{score}; rerun=true starts it over"))
+            before = f"{result['status']} before{trained_on(result, job.run.config.device.value)}{score}"
+            skipped.append(Ended(job, "skipped", f"{before}; rerun=true starts it over"))
     return left, skipped
 
 

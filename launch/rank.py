@@ -17,7 +17,7 @@ from normlab.logger import FileLogger, LoggerList
 from normlab.preflight import plan
 from normlab.progress import ProgressLogger
 from normlab.run import Run, name_run
-from normlab.run_files import read_launch, read_result
+from normlab.run_files import read_launch, read_result, trained_on
 from normlab.trainer import Outcome, Trainer
 
 
@@ -124,7 +124,8 @@ def ended(run: Run) -> bool:
     """Whether the run has ended before and is not to start over; says so, and shows what came of it."""
     if not run.ended():
         return False
-    print("This run has ended before; rerun=true starts it over.", file=sys.stderr)
+    where = trained_on(run.result() or {}, run.config.device.value)
+    print(f"This run has ended before{where}; rerun=true starts it over.", file=sys.stderr)
     report(run)
     return True
 

@@ -67,6 +67,19 @@ def read_result(directory: Path) -> tuple[dict[str, Any] | None, str]:
     return result, ""
 
 
+def trained_on(result: dict[str, Any], asked: str) -> str:
+    """On which kinds of device a result was computed: " on cpu"; "" if it names none.
+
+    If those are not what `device=<asked>` asks for, that is said too.
+    """
+    devices = result.get("devices") or [result.get("device")]
+    if not isinstance(devices, list) or not all(isinstance(device, str) for device in devices):
+        return ""
+    kinds = list(dict.fromkeys(device.partition(":")[0] for device in devices))
+    unlike = f", though device={asked}" if asked != "auto" and kinds != [asked] else ""
+    return f" on {' and '.join(kinds)}{unlike}"
+
+
 def read_launch(directory: Path) -> tuple[dict[str, Any] | None, str]:
     """(launch.json, what is wrong with it); it names a launcher, and what `announce` keeps for that one."""
     launch, problem = read_object(directory / "launch.json")

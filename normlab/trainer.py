@@ -111,6 +111,8 @@ class Trainer:
         self.unlogged_sums = self.task.zero_sums(ranks.device)
         self.train_s = self.earlier_wall_s = 0.0
         self.resumed = 0
+        self.devices = [ranks.device.type]
+        """On which kinds of device the run was trained so far, in order."""
         self.stop_signal: Callable[[], int] = lambda: 0
 
     # --- the loop --------------------------------------------------------------------------------------
@@ -285,6 +287,7 @@ class Trainer:
             "images_per_second": samples / self.train_s if self.train_s else None,
             "wall_s": self.earlier_wall_s + time.monotonic() - self.started,
             "device": str(self.ranks.device),
+            "devices": self.devices,
             "device_name": device_name(self.ranks.device),
             "threads": self.threads,
             "torch": torch.__version__,
@@ -330,6 +333,7 @@ class Trainer:
                     "rank_state": rank_state.cpu(),
                     "optimizer": self.optimizer.state_dict(),
                     "threads": self.threads,
+                    "devices": self.devices,
                     "train_s": self.train_s + began - self.logged_at,
                     "wall_s": self.earlier_wall_s + began - self.started,
                     "resumed": self.resumed,
@@ -369,6 +373,15 @@ class Trainer:
                 f"warning: saved with threads={state['threads']}, resumed with {self.threads}: "
                 "the result will not be bitwise that of an undisturbed run"
             )
+        earlier = state.get("devices", self.devices)  # a checkpoint of before they were kept
+        if earlier[-1] != self.devices[-1]:
+            self.logger.note(
+                f"warning: trained on {earlier[-1]} so far and on {self.devices[-1]} from here, so the result is "
+                f"neither's; stop it and set device={earlier[-1]}, or start over with rerun=true"
+            )
+            self.devices = [*earlier, *self.devices]
+        else:
+            self.devices = earlier
         return state["step"], state["logged"]
 
     def _rank_state(self) -> list[torch.Tensor]:

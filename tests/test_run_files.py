@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from normlab.run_files import is_number, read_launch, read_object, read_points, read_result
+from normlab.run_files import is_number, read_launch, read_object, read_points, read_result, trained_on
 
 DAMAGED = [b"", b"{", b"[1]", b"3", b"\xff\xfe", b"[" * 100_000, b"1" * 5000]
 
@@ -47,6 +47,21 @@ def test_whole_files_are_read(tmp_path):
     (tmp_path / "launch.json").write_text(json.dumps(launch))
     assert read_result(tmp_path) == (result, "")
     assert read_launch(tmp_path) == (launch, "")
+
+
+@pytest.mark.parametrize(
+    ("result", "asked", "said"),
+    [
+        ({"device": "cpu"}, "auto", " on cpu"),
+        ({"device": "cuda:0", "devices": ["cuda"]}, "cuda", " on cuda"),
+        ({"device": "cpu", "devices": ["cpu"]}, "cuda", " on cpu, though device=cuda"),
+        ({"devices": ["cpu", "cuda", "cpu"]}, "cpu", " on cpu and cuda, though device=cpu"),
+        ({}, "cuda", ""),
+        ({"devices": 3}, "cuda", ""),
+    ],
+)
+def test_a_result_says_where_it_was_computed(result, asked, said):
+    assert trained_on(result, asked) == said
 
 
 @pytest.mark.parametrize("foreign", [{"launcher": "local"}, {"launcher": []}, {"launcher": "slurm", "job_id": 3}])

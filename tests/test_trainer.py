@@ -125,6 +125,19 @@ def test_a_resume_with_other_threads_warns(ranks, tmp_path):
     assert any("threads=1, resumed with 2" in note for note in resumed["notes"])
 
 
+def test_a_resume_on_another_device_warns_and_the_result_names_both(ranks, tmp_path):
+    overrides = [*TINY, f"output_dir={tmp_path}", "epochs=1"]
+    stopped = ranks.run(run_training, overrides, {0: (1, 15)}, world_size=1)[0]
+    path = stopped["run"].checkpoint_path
+    state = checkpoint.load(path)
+    assert state["devices"] == ["cpu"]
+    checkpoint.save(path, state | {"devices": ["cuda"]})
+    resumed = ranks.run(run_training, overrides, world_size=1)[0]
+    assert any("trained on cuda so far and on cpu from here" in note for note in resumed["notes"])
+    assert resumed["outcome"].measured["devices"] == ["cuda", "cpu"]
+    assert checkpoint.load(path)["devices"] == ["cuda", "cpu"]
+
+
 def train_then_evaluate(rank, overrides):
     trainer = build(rank, overrides)
     trainer.started = trainer.saved_at = 0.0

@@ -162,10 +162,10 @@ def test_what_is_skipped_shows_what_it_came_to(plan):
     jobs = plan(["seed=0"], ["seed=1"])
     for job, status, metrics in zip(jobs, ("finished", "diverged"), ({"val/accuracy": 0.5}, {}), strict=True):
         job.run.create()
-        job.run.write_result(status, metrics)
+        job.run.write_result(status, metrics, {"device": "cpu"})
     _, (finished, diverged) = to_train(jobs, retry_failed=True)
-    assert finished.detail == "finished before with val/accuracy 0.5000; rerun=true starts it over"
-    assert diverged.detail == "diverged before; rerun=true starts it over"
+    assert finished.detail == "finished before on cpu with val/accuracy 0.5000; rerun=true starts it over"
+    assert diverged.detail == "diverged before on cpu; rerun=true starts it over"
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,16 @@ def test_a_rank_reads_its_data_once_and_before_it_joins_the_others(alone, monkey
     assert order == ["data", "others"]
 
 
+def test_a_run_that_ended_on_the_cpu_is_not_passed_off_as_one_of_cuda(alone, capsys):
+    run = directory_of([*TINY, "epochs=1", "device=cuda"], 1)
+    run.create()
+    run.write_result("finished", {"val/accuracy": 0.5}, {"device": "cpu", "devices": ["cpu"]})
+    assert rank.ended(run)
+    assert capsys.readouterr().err == (
+        "This run has ended before on cpu, though device=cuda; rerun=true starts it over.\n"
+    )
+
+
 def joining(number, port, mistake_on):
     """What joining gives or raises, on a rank that has no group yet; data is read while there is none."""
     dist.destroy_process_group()
