@@ -25,9 +25,10 @@ from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from tensorboard.plugins.hparams import metadata as hparams
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from normlab.report.cells import Axis, Cell, describe, plain_value
 from normlab.report.curves import mean_curve
 from normlab.report.folders import replacing
-from normlab.report.study import Axis, Cell, Study, describe, plain_value
+from normlab.report.study import Study
 
 AGAINST = "against_batch_size"
 INTERVAL = "against_batch_size_95_percent"

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from normlab.report.cells import Cell
 from normlab.report.statistics import Difference, paired_difference, with_p_values
-from normlab.report.study import Cell, Study
+from normlab.report.study import Study
 
 
 @dataclass(frozen=True)

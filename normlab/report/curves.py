@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from normlab.report.study import Cell, Study
+from normlab.report.cells import Cell
+from normlab.report.study import Study
 
 MOST_POINTS = 60
 """In a drawn curve; one that has more is drawn as means over that many stretches of samples_seen."""

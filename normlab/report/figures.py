@@ -13,6 +13,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from normlab.atomic import atomic_write
+from normlab.report.cells import Axis, Cell, show
 from normlab.report.curves import MOST_POINTS, MeanCurve, mean_curve, unfinished_curves
 from normlab.report.panels import (
     Scale,
@@ -26,7 +27,7 @@ from normlab.report.panels import (
     make_panels,
     scale_of,
 )
-from normlab.report.study import Axis, Cell, Study, show, study_axes
+from normlab.report.study import Study, study_axes
 from normlab.report.style import style_of
 from normlab.report.tables import series_against
 

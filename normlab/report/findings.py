@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from normlab.report.cells import plain_value, show
 from normlab.report.contrasts import contrasts
-from normlab.report.study import DEFAULTS, NOT_OF_IDENTITY, Study, plain_value, show
+from normlab.report.study import DEFAULTS, NOT_OF_IDENTITY, Study
 from normlab.report.tables import NOT_FINISHED
 from normlab.run_state import counted
 

@@ -11,9 +11,10 @@ from matplotlib.lines import Line2D
 from matplotlib.markers import CARETDOWN, CARETUP
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from normlab.report.cells import Axis, Cell, Value, describe, show, sort_key
 from normlab.report.published import GN_PAPER_ERROR_PERCENT
 from normlab.report.statistics import Estimate
-from normlab.report.study import Axis, Cell, Study, Value, describe, show, sort_key
+from normlab.report.study import Study
 from normlab.report.style import Style, style_of
 from normlab.report.tables import series_against
 

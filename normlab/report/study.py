@@ -1,9 +1,7 @@
-"""The cells of a study: which runs differ in their seed alone, what is swept, what is missing or doubtful."""
+"""A study: which of its runs are a cell, what is swept, what is missing or doubtful."""
 
-import zlib
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping
-from dataclasses import Field, dataclass, fields, replace
+from collections import defaultdict
+from dataclasses import Field, fields, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -16,78 +14,16 @@ from numpy.typing import NDArray
 from normlab.config import Config, ConfigError
 from normlab.config.schema import default_of
 from normlab.config.section import SCHEMAS, Section
+from normlab.report.cells import Axis, Cell, Value, plain_value, sort_key
 from normlab.report.reading import Records
-from normlab.report.statistics import Estimate, estimate
 from normlab.report.style import norm_order
 from normlab.run import RESULTS_VERSION
 from normlab.run_files import flat_value, is_number
 
 FIRST_AXES = ("study", "batch_size", "world_size", "virtual_ranks")
 PREFERRED_METRICS = ("val/miou", "val/accuracy")
-MOST_CHARACTERS = 80
-"""Of a value where it is shown."""
 MOST_METRICS = 1000
 """In the page and in TensorBoard; tables.csv has all."""
-Axis = str
-Value = Hashable
-
-
-@dataclass(frozen=True, eq=False)
-class Cell:
-    """Runs that differ in their seed alone."""
-
-    norm: str
-    at: tuple[tuple[Axis, Value], ...]
-    """The value of every swept key; a key that the norm does not have is left out."""
-    runs: tuple[dict[str, Any], ...]
-    """Rows of Records.runs; of several with one seed the last written."""
-
-    @property
-    def values(self) -> dict[Axis, Value]:
-        return dict(self.at)
-
-    @property
-    def variant(self) -> tuple[tuple[Axis, Value], ...]:
-        """The norm's own keys among the swept ones."""
-        return tuple((axis, value) for axis, value in self.at if axis.startswith("norm."))
-
-    @property
-    def series(self) -> str:
-        """What a line of a figure or a row of a table is: the norm, and its own keys where they are swept."""
-        return " ".join([self.norm, *(f"{axis.removeprefix('norm.')}={show(v)}" for axis, v in self.variant)])
-
-    @property
-    def states(self) -> Counter[str]:
-        return Counter(run["state"] for run in self.runs)
-
-    @property
-    def nbs(self) -> float:
-        sizes = [run["normalization_batch_size"] for run in self.runs if "normalization_batch_size" in run]
-        return next(filter(is_number, sizes), np.nan)
-
-    def by_seed(self, metric: str) -> dict[int, float]:
-        """The metric of each finished run that has it."""
-        return {
-            run["seed"]: run[metric]
-            for run in self.runs
-            if run["state"] == "finished" and is_number(run.get(metric))
-        }
-
-    def estimate(self, metric: str) -> Estimate:
-        return estimate(list(self.by_seed(metric).values()))
-
-    def value(self, x: Axis) -> Value:
-        """Its value of `x`, which may be the same in all runs; None where it has no such key."""
-        if x in self.values:
-            return self.values[x]
-        return next((plain_value(run[x]) for run in self.runs if x in run), None)
-
-    def without(self, *axes: Axis) -> tuple[tuple[Axis, Value], ...]:
-        return tuple((axis, value) for axis, value in self.at if axis not in axes)
-
-    def name(self, *, seed: int | None = None) -> str:
-        words = [self.norm, *(f"{axis}={show(value)}" for axis, value in self.at)]
-        return " ".join(words + ([f"seed={seed}"] if seed is not None else []))
 
 
 class Study:
@@ -330,30 +266,3 @@ def study_axes(study: Study) -> list[Axis]:
     """The keys that tables and figures are drawn along: the swept ones, but for those that only tell panels apart;
     where there is none, the batch size."""
     return [axis for axis in study.axes if axis not in ("study", "results_version")] or ["batch_size"]
-
-
-def plain_value(value: Any) -> Value:
-    """Numbers as pandas keeps them, back to what was written: 4.0 of a column with gaps is 4."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
-
-
-def show(value: Value) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    if len(text) <= MOST_CHARACTERS:
-        return text
-    return f"{text[:MOST_CHARACTERS]}...{zlib.crc32(text.encode()):08x}"  # two that begin alike stay two
-
-
-def sort_key(value: Value) -> tuple[int, float, str]:
-    """Numbers by size, then words."""
-    if isinstance(value, int | float):
-        return (0, float(value), "")
-    return (1, 0.0, str(value))
-
-
-def describe(place: Mapping[Axis, Value] | tuple[tuple[Axis, Value], ...]) -> str:
-    return ", ".join(f"{axis}={show(value)}" for axis, value in dict(place).items())

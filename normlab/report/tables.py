@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from normlab.markdown import escape, markdown_table
+from normlab.report.cells import Axis, Cell, Value, describe, show, sort_key
 from normlab.report.contrasts import Contrast, contrasts
 from normlab.report.statistics import NO_PAIR, Difference, Estimate
-from normlab.report.study import Axis, Cell, Study, Value, describe, show, sort_key
+from normlab.report.study import Study
 from normlab.run_state import STATES
 
 NOT_FINISHED = tuple(state for state in reversed(STATES) if state != "finished")
