@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="a list of objects instead of a table")
     args = parser.parse_args()
     if not args.root.is_dir():
-        print(f"error: {args.root} is no folder; give the output_dir of your runs.", file=sys.stderr)
+        print(f"error: {args.root} is not a folder; give the output_dir of your runs.", file=sys.stderr)
         sys.exit(2)
     queue = read_queue()
     if queue is None:

@@ -58,7 +58,7 @@ def test_the_splits_that_are_asked_for_and_a_batch_of_another_size(tmp_path):
     ("changes", "message"),
     [
         (["norm.running_stats=best"], "norm.running_stats"),
-        (["norm.num_groups=4"], "norm.num_groups is no key of norm=bn"),
+        (["norm.num_groups=4"], "norm.num_groups is not a key of norm=bn"),
         (["optim.lr=0.5"], "optim.lr is part of what was trained"),
         (["seed=3"], "seed is part of what was trained"),
         (["norm=gn"], "norm=gn: give a key and its value"),

@@ -85,13 +85,14 @@ def _chosen(node: DictConfig) -> str:
 
 
 def no_such_key(key: str, chosen: str = "") -> str:
-    """That there is no such key, who has it, or what is like it."""
+    """A message that there is no such key, with the choices that have it, or the keys most like it."""
     group, _, leaf = key.rpartition(".")
     owners = [choice_of(group, name) for name in SCHEMAS.get(group, {}) if leaf in _leaves(SCHEMAS[group][name])]
     if owners:
+        choose = "has it: choose that" if len(owners) == 1 else "have it: choose one of them"
         return (
-            f"{key} is no key of {chosen or 'what is chosen'}; {group}={', '.join(owners)} "
-            f"{'has' if len(owners) == 1 else 'have'} it: choose that, or leave the key out."
+            f"{key} is not a key of {chosen or 'this choice'}; {group}={', '.join(owners)} {choose}, "
+            "or leave the key out."
         )
     known = list(_keys())
     initials = "".join(word[:1] for word in leaf.split("_"))  # learning_rate: lr

@@ -60,8 +60,8 @@ def cifar_name(prefix: str, name: str, depth: int, width: int) -> str:
     made = f"{prefix}{depth}" + f"x{width}" * (width != 16)
     if name not in ("", made):
         raise ConfigError(
-            f"model.name={name} is no name of what model.depth={depth} and model.width={width} make, {made}; "
-            f"choose another by {ModelConfig.chosen_by(name)} alone."
+            f"model.name={name} is not the name of model.depth={depth} and model.width={width}, which is {made}; "
+            f"leave it out, or choose another model with {ModelConfig.chosen_by(name)} alone."
         )
     return made
 

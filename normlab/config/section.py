@@ -125,8 +125,8 @@ class Choice(Section):
         own = self.own_names()
         if own and self.name not in own and MISSING not in own:
             raise ConfigError(
-                f"{self.key('name')}={self.name} is no name of what is chosen, {' or '.join(own)}; choose another "
-                f"by {self.chosen_by(self.name)} alone."
+                f"{self.key('name')}={self.name} is not the name of this choice, which is {' or '.join(own)}; "
+                f"leave it out, or choose with {self.chosen_by(self.name)} alone."
             )
 
     @classmethod

@@ -27,7 +27,7 @@ def read(cfg: CifarConfig, tell: Tell) -> Source:
     Raises: ConfigError if they are missing or damaged and cannot be fetched.
     """
     if cfg.name not in READERS:
-        raise ConfigError(f"data.name={cfg.name} is no CIFAR; choose {' or '.join(READERS)}.")
+        raise ConfigError(f"data.name={cfg.name} is not a CIFAR data set; choose {' or '.join(READERS)}.")
     try:
         train = _reader(cfg)
     except (OSError, RuntimeError) as error:  # "Dataset not found or corrupted."; no right to read

@@ -40,8 +40,8 @@ def _pairs(root: Path, split: str) -> list[Pair]:
         if alone:
             other = "masks" if what == "mask" else "images"
             raise ConfigError(
-                f"{have[alone[0]]} has no {what} {split}/{other}/{alone[0]}.* ({len(alone)} such in {split}/); "
-                "a picture and its mask must have one name."
+                f"{have[alone[0]]} has no {what} {split}/{other}/{alone[0]}.* "
+                f"({len(alone)} of this kind in {split}/); a picture and its mask must have one name."
             )
     return [(images[stem], masks[stem]) for stem in sorted(images)]
 
@@ -132,5 +132,5 @@ def _by_colour(cfg: MaskFolderConfig) -> tuple[Labels, torch.Tensor]:
 def _check_names(cfg: MaskFolderConfig, count: int) -> None:
     if cfg.class_names is not None and (len(cfg.class_names) != count or len(set(cfg.class_names)) != count):
         raise ConfigError(
-            f"data.class_names={','.join(cfg.class_names)} must be {count} names, each another, one a class."
+            f"data.class_names={','.join(cfg.class_names)} must be {count} distinct names, one per class."
         )

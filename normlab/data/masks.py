@@ -53,7 +53,7 @@ class Labels:
         unknown = [value for value in found.tolist() if value not in self.of_value]
         if unknown:
             what = "the colour {} {} {}".format(*rgb(unknown[0])) if self.in_colours else f"{unknown[0]}"
-            raise ConfigError(f"{path} holds {what}, which is no class: {self.meaning}.")
+            raise ConfigError(f"{path} holds {what}, which is not a class: {self.meaning}.")
         labels = np.array([self.of_value[value] for value in found.tolist()], dtype=UINT8)
         return labels[places].reshape(values_HW.shape)
 

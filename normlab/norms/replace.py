@@ -43,7 +43,7 @@ def find_batch_norms(
     for name, layer in found.items():
         if type(layer) not in types:
             raise error(
-                f"layer {layer_label(name, layer)} is neither of {', '.join(t.__name__ for t in types)}, "
+                f"layer {layer_label(name, layer)} is none of {', '.join(t.__name__ for t in types)}, "
                 "and a conversion would lose what its type adds; build the model with one of these there "
                 "(and a layer of its own for the rest), or convert that layer before."
             )

@@ -86,10 +86,10 @@ def load(path: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 def read(root: Path) -> Records:
     """Every run below `root`. Raises: ConfigError where there is no such folder, or no run in it."""
     if not root.is_dir():
-        raise ConfigError(f"{root} is no folder; give a study's, as runs/batch_size.")
+        raise ConfigError(f"{root} is not a folder; give a study's, such as runs/batch_size.")
     directories = find_runs(root)
     if not directories:
-        raise ConfigError(f"{root} has no runs in it; give a folder below which train.py has kept some.")
+        raise ConfigError(f"{root} has no runs in it; give a folder with runs of train.py below it.")
     queue = None
     files = []
     for directory in directories:

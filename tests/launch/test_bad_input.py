@@ -77,7 +77,7 @@ ONE_LINE = [
     (["~epoch"], ["no key epoch", "epochs?"]),
     (["~optim.lr"], ["optim.lr was taken away"]),
     (["~norm"], ["norm was taken away"]),
-    (["norm.num_groups=2"], ["norm.num_groups is no key of norm=bn", "gn, evonorm_s0"]),
+    (["norm.num_groups=2"], ["norm.num_groups is not a key of norm=bn", "gn, evonorm_s0"]),
     (["norm=batchnorm"], ["no norm=batchnorm", "batch_renorm", "syncbn"]),
     (["precision=fp16"], ["precision=fp16", "fp32, tf32, bf16, fp64"]),
     (["precision=tf32", "device=cpu"], ["precision=tf32", "CUDA alone", "set precision=fp32"]),

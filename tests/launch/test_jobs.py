@@ -129,7 +129,9 @@ def test_values_that_a_norm_does_not_have_make_one_run_of_it(plan):
 
 @pytest.mark.parametrize("swept", ["norm=bn,in", "seed=0,1"])
 def test_an_option_that_no_norm_of_the_sweep_has_is_refused(swept, plan):
-    with pytest.raises(ConfigError, match=r"norm\.num_groups is no key of norm=bn; norm=gn, evonorm_s0 have it"):
+    with pytest.raises(
+        ConfigError, match=r"norm\.num_groups is not a key of norm=bn; norm=gn, evonorm_s0 have it"
+    ):
         plan(["norm=bn"], command=["norm.num_groups=2"], swept=[swept])
 
 

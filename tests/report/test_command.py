@@ -109,7 +109,7 @@ def test_two_studies_stand_side_by_side(trained, study_folder, tmp_path, capsys)
 
 
 def test_what_is_wrong_is_one_line_and_exit_code_2(trained, tmp_path, capsys):
-    assert "is no folder" in fails(tmp_path / "nowhere", capsys=capsys)
+    assert "is not a folder" in fails(tmp_path / "nowhere", capsys=capsys)
     assert "has no runs in it" in fails(tmp_path, capsys=capsys)
     assert "they have " in fails(trained, "--metric", "val/acc", capsys=capsys)
     assert "they have bn, gn" in fails(trained, "--baseline", "ln", "--text", capsys=capsys)

@@ -104,7 +104,7 @@ def test_a_broken_file_is_named_with_its_run_and_every_other_run_is_there(proble
 
 
 def test_only_what_has_no_run_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="nowhere is no folder"):
+    with pytest.raises(ConfigError, match="nowhere is not a folder"):
         load(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="has no runs in it"):
         load(tmp_path)
