@@ -68,6 +68,12 @@ def test_every_choice_has_a_builder(choice):
     assert build_optimizer(model, cfg.optim).param_groups
 
 
+def test_every_data_set_has_tests_of_its_own():
+    sources = {schema.builder.partition(":")[0].rpartition(".")[2] for schema in SCHEMAS["data"].values()}
+    tested = {path.stem.removeprefix("test_") for path in (Path(__file__).parent / "data").glob("test_*.py")}
+    assert sources - tested == set(), "write tests/data/test_<its module>.py"
+
+
 def test_every_field_has_a_docstring():
     for module, node in ((m, n) for m in MODULES for n in ast.parse(inspect.getsource(m)).body):
         if not isinstance(node, ast.ClassDef) or not hasattr(getattr(module, node.name), "__dataclass_fields__"):
