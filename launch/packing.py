@@ -46,7 +46,8 @@ class Machine:
         """This machine, for `jobs`. Raises: ConfigError where one of them asks for GPUs that are not here."""
         import torch
 
-        from normlab.distributed import available_cores, choose_device, fallback_note
+        from normlab.devices import choose_device, fallback_note
+        from normlab.distributed import available_cores
 
         asked = {(job.run.config.device, world_size(job)) for job in jobs}
         for device, ranks in sorted(asked, key=lambda one: one[1]):

@@ -64,7 +64,8 @@ def start(cfg: Config, study: str) -> tuple[int, Run]:
     if cfg.world_size > 1:
         local.preload()
     from launch.rank import ended, prepare, run_rank
-    from normlab.distributed import available_cores, choose_device
+    from normlab.devices import choose_device
+    from normlab.distributed import available_cores
 
     device = choose_device(cfg.device, cfg.world_size)
     if device.type == "cpu" and cfg.world_size > available_cores():

@@ -6,16 +6,17 @@ import os
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from normlab.config import ConfigError
 from normlab.config.config import Device
+from normlab.devices import OwnGpu, all_have_one, fallback_note
 
 T = TypeVar("T")
 
@@ -123,31 +124,6 @@ def device_name(device: torch.device) -> str:
     return f"{named[0] if named else platform.processor() or platform.machine()}, {available_cores()} cores"
 
 
-def choose_device(device: Device, local_world_size: int) -> torch.device:
-    """cpu, or cuda with an index still to be chosen; auto is cuda where each rank here has a device of its own.
-
-    Raises: ConfigError for cuda with fewer devices than ranks on this machine.
-    """
-    count = torch.cuda.device_count()
-    if device is Device.cuda and count < local_world_size:
-        raise ConfigError(
-            f"device=cuda with {local_world_size} ranks on this machine needs as many CUDA devices, "
-            f"but {count} are visible; lower world_size to {max(count, 1)}, or set device=cpu."
-        )
-    return torch.device("cpu" if device is Device.cpu or count < local_world_size else "cuda")
-
-
-def fallback_note(device: Device, chosen: torch.device, local_world_size: int) -> str | None:
-    """What to say where `chosen` is the CPU though there are GPUs, which device=auto had rather taken."""
-    count = torch.cuda.device_count()
-    if device is not Device.auto or chosen.type == "cuda" or count == 0:
-        return None
-    return (
-        f"device=auto computes on the CPU: not each of {local_world_size} ranks can have one of the {count} CUDA "
-        f"devices here; lower world_size to {count} to use them"
-    )
-
-
 def join(device: Device, prepare: Callable[[], T]) -> tuple[Ranks, T]:
     """Call `prepare`, then join the group that RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR describe.
 
@@ -160,23 +136,27 @@ def join(device: Device, prepare: Callable[[], T]) -> tuple[Ranks, T]:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     store = next(dist.rendezvous("env://"))[0] if world_size > 1 else dist.HashStore()
-    kind, prepared, problem = "", None, ""
+    gpu, prepared, problem = OwnGpu(-1, "", 0), None, ""
     try:
-        kind = choose_device(device, local_world_size).type
+        gpu = OwnGpu.find(device, local_rank, local_world_size)
         prepared = prepare()
     except ConfigError as error:
         problem = str(error)
     except Exception:  # the others must not wait for a rank that leaves
         store = dist.PrefixStore("prepared", store)
         store.add("heard", 1)
-        store.set(str(rank), json.dumps((kind, f"rank {rank} failed before it joined; its own output says why.")))
+        store.set(
+            str(rank),
+            json.dumps((*astuple(gpu), f"rank {rank} failed before it joined; its own output says why.")),
+        )
         raise
-    told = exchange(dist.PrefixStore("prepared", store), rank, world_size, (kind, problem))
-    for _, problem in told:
+    told = exchange(dist.PrefixStore("prepared", store), rank, world_size, (*astuple(gpu), problem))
+    for *_, problem in told:
         if problem:
             raise ConfigError(problem)
     # Machines may differ in what auto finds there; all ranks compute on one kind.
-    chosen = torch.device("cuda", local_rank) if all(kind == "cuda" for kind, _ in told) else torch.device("cpu")
+    on_gpus = all_have_one(device, [OwnGpu(*found) for *found, _ in told])
+    chosen = torch.device("cuda", gpu.index) if on_gpus else torch.device("cpu")
     if rank == 0 and (note := fallback_note(device, chosen, local_world_size)):
         print(note, file=sys.stderr)
     _init(store, rank, world_size, chosen)
@@ -197,8 +177,11 @@ def _init(store: dist.Store, rank: int, world_size: int, device: torch.device) -
         )
 
 
-def exchange(store: dist.Store, rank: int, world_size: int, words: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Every rank's `words`, in the order of ranks. Collective: every rank must call; it waits for a day."""
+def exchange(store: dist.Store, rank: int, world_size: int, words: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """Every rank's `words`, strings and numbers, in the order of ranks.
+
+    Collective: every rank must call; it waits for a day.
+    """
     store.set(str(rank), json.dumps(words))
     keys = [str(other) for other in range(world_size)]
     store.wait(keys, timedelta(days=1))

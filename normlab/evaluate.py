@@ -21,7 +21,8 @@ from normlab.config.norm import SyncBatchNormConfig
 from normlab.config.saved import read_saved
 from normlab.config.schema import identity
 from normlab.data.dataset import Dataset, Split
-from normlab.distributed import Ranks, choose_device
+from normlab.devices import choose_device
+from normlab.distributed import Ranks
 from normlab.evaluator import Buffers, Evaluator
 from normlab.models import build_model
 from normlab.norms import convert_norms

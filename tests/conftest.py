@@ -1,6 +1,7 @@
 import warnings
 
 import pytest
+import torch.distributed as dist
 
 from normlab.bench.ranks import RankPool
 
@@ -28,6 +29,15 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group(str(group)))
         if group is not None or SLOW & {item.path.name, item.path.parent.name}:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture
+def port():
+    """A free one, for ranks that meet."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    number = store.port
+    del store
+    return number
 
 
 @pytest.fixture(scope="session")

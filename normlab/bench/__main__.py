@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     from normlab.bench import norms, page
     from normlab.config.config import Device
-    from normlab.distributed import choose_device, fallback_note
+    from normlab.devices import choose_device, fallback_note
 
     asked, most = Device(args.device), max(args.world_sizes)
     device = choose_device(asked, most)
