@@ -14,8 +14,8 @@ from normlab.run import Run
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LAUNCHER_NOTICES_WITHIN_S = 5.0
-_PEER_GONE = re.compile(r"Connection (closed|reset) by peer|remote process exited")
-"""What gloo and nccl say of a rank that has gone."""
+_PEER_GONE = re.compile(r"Connection (closed|reset) by peer|remote process exited|rank \d+ left")
+"""What gloo, nccl and SyncBatchNorm say of a rank that has gone."""
 
 
 def report_failure(error: Exception, rank: int, run: Run | None, stop_signal: Callable[[], int]) -> None:

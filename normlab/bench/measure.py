@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from normlab.config.norm import NormConfig
 from normlab.config.section import SCHEMAS
 from normlab.norms import convert_norms
+from normlab.norms.exchange import over_backend
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -67,7 +68,8 @@ class Facts:
 class Traffic(TorchDispatchMode):
     """Inside the block, `calls` collects every collective that this process takes part in.
 
-    They are read from torch's dispatcher, through which the calls of every backend go, also those of DDP's C++.
+    They are read from torch's dispatcher, through which the calls of every backend go, also those of DDP's C++;
+    exchanges through shared memory do not.
     """
 
     NAMES = {"_allgather_base_": "all_gather", "allgather_": "all_gather", "allreduce_": "all_reduce"}
@@ -162,7 +164,7 @@ def examine(rank: int, cases: Sequence[Case], device: str) -> list[Facts]:
         step = LayerStep(case, device)
         step.times(2)  # first calls choose kernels and make connections
         owned = [*step.layer.parameters(), *step.layer.buffers()]
-        with Traffic() as traffic:
+        with over_backend(), Traffic() as traffic:
             step.backward(step.forward())
         saved = saved_bytes(step.forward, owned)
         seen.append(Facts(saved, traffic.calls, torch.get_num_threads(), sum(step.times(3))))

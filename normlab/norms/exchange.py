@@ -1,19 +1,49 @@
 """What the ranks of a group tell each other: one small tensor forward, one backward.
 
-SyncBatchNorm knows of nothing else, so a faster transport can take the place of these two functions.
+SyncBatchNorm knows of nothing else. On one machine the values go through memory that the ranks share, if all can;
+else through the group's backend.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
 from torch import Tensor
 
+from normlab.norms.shared_memory import CAPACITY, Channel, open_channel
+
+_channels: WeakKeyDictionary[Any, Channel | None] = WeakKeyDictionary()
+"""A process group takes no attributes, so what belongs to it is kept here, for as long as it is."""
+
+
+def _channel(group: Any, values: Tensor) -> Channel | None:
+    """The group's shared memory; None where it has none, or `values` do not go through it. Collective."""
+    if group not in _channels:
+        _channels[group] = open_channel(group)
+    return _channels[group] if values.nbytes <= CAPACITY and values.is_cpu else None
+
+
+@contextmanager
+def over_backend() -> Iterator[None]:
+    """Inside the block, groups that have exchanged before do so over their backend, where it can be counted."""
+    channels = dict(_channels)
+    _channels.update(dict.fromkeys(channels))
+    try:
+        yield
+    finally:
+        _channels.update(channels)
+
 
 def gather_statistics(stats_S: Tensor, group: Any) -> Tensor:
-    """Every rank's statistics, row r from rank r of the group: (S,) -> (R, S).
+    """Every rank's statistics, row r from rank r of the group: (S,) -> (R, S), valid until the next exchange.
 
     Collective: every rank of the group must call, with the same shape and dtype.
+    Raises: RuntimeError if another rank has gone, or runs another layer.
     """
+    if (channel := _channel(group, stats_S)) is not None:
+        return channel.gather(stats_S)[0]
     gathered_RS = stats_S.new_empty(dist.get_world_size(group), stats_S.numel())
     dist.all_gather_single(gathered_RS.view(-1), stats_S, group)
     return gathered_RS
@@ -23,8 +53,12 @@ def sum_gradients(sums: Tensor, group: Any) -> Tensor:
     """The sum of `sums` over the ranks of the group, in place: same shape.
 
     Collective: every rank of the group must call, with the same shape and dtype.
+    Raises: RuntimeError if another rank has gone, or runs another layer.
     """
-    dist.all_reduce(sums, dist.ReduceOp.SUM, group)
+    if (channel := _channel(group, sums)) is not None:
+        channel.sum(sums.view(-1))
+    else:
+        dist.all_reduce(sums, dist.ReduceOp.SUM, group)
     return sums
 
 

@@ -146,12 +146,14 @@ class SyncBatchNorm(_BatchNorm):
 
     Shape: (B, C, ...) -> (B, C, ...), 2 to 5 axes; B may differ between ranks, and may be 0.
     Train: the biased variance normalises, the unbiased one enters running_var; float32 statistics under
-    bfloat16. One all-gather forward, one all-reduce backward. Collective: every rank of the group must call,
-    and its input must require a gradient on all of them or on none.
+    bfloat16. One all-gather forward, one all-reduce backward; on the CPU, ranks of one machine do both in shared
+    memory. Collective: every rank of the group must call, and its input must require a gradient on all of them or
+    on none.
     Eval: running statistics, no communication; without them, those of this rank's batch.
     With one rank in the group, or no process group, it is plain BatchNorm. NBS: batch_size x ranks in the group.
     State dict: that of BatchNorm, either way.
-    Raises: ValueError in training if all ranks together have one value per channel.
+    Raises: ValueError in training if all ranks together have one value per channel; RuntimeError if another rank
+    has gone.
     Source: Ioffe & Szegedy 2015, arXiv:1502.03167; over ranks: Peng et al. 2018, arXiv:1711.07240.
     """
 
@@ -195,7 +197,10 @@ class SyncBatchNorm(_BatchNorm):
             self.num_batches_tracked.add_(1)
             if self.momentum is None:  # the mean over all batches seen
                 momentum = 1.0 / float(self.num_batches_tracked)
-        return _SyncBatchNormFunction.apply(
+        apply = _SyncBatchNormFunction.apply
+        if torch.compiler.is_compiling():  # what the exchange does cannot be traced
+            apply = torch.compiler.disable(apply)
+        return apply(
             input,
             self.weight,
             self.bias,

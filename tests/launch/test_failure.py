@@ -82,9 +82,13 @@ def test_a_rank_that_another_left_waits_to_be_told_and_says_nothing_where_the_ca
     assert capsys.readouterr().err == ""
 
 
-def test_a_rank_that_another_left_says_so_in_words_and_the_cause_overrules_it(failed_run, capsys):
-    raised(RuntimeError(GLOO), failed_run)
-    words = "rank 0: another rank has gone (Connection closed by peer); its own output says why"
+@pytest.mark.parametrize(
+    ("error", "quoted"),
+    [(GLOO, "Connection closed by peer"), ("rank 1 left while SyncBatchNorm waited for it", "rank 1 left")],
+)
+def test_a_rank_that_another_left_says_so_in_words_and_the_cause_overrules_it(failed_run, capsys, error, quoted):
+    raised(RuntimeError(error), failed_run)
+    words = f"rank 0: another rank has gone ({quoted}); its own output says why"
     assert failed_run.result()["error"] == words
     assert capsys.readouterr().err == f"error: {words}\n"
     assert failed_run.fail("rank 1 was killed by SIGKILL", "", overrule=True)

@@ -156,8 +156,9 @@ def test_a_run_whose_output_nobody_reads_goes_on_to_its_end(options, start, tmp_
     assert result_in(tmp_path)["status"] == "finished"
 
 
-def test_a_rank_that_is_killed_takes_the_others_with_it_and_is_recorded_as_the_cause(start, tmp_path):
-    job = start(TRAIN, *LONG, "world_size=2")
+@pytest.mark.parametrize("norm", ["bn", "syncbn"])
+def test_a_rank_that_is_killed_takes_the_others_with_it_and_is_recorded_as_the_cause(norm, start, tmp_path):
+    job = start(TRAIN, *LONG, "world_size=2", f"norm={norm}")
     job.wait_for_step(3)
     everyone = job.ranks()
     rank_processes = [pid for pid in everyone if "forkserver" in cmdline(pid) and len(descendants(pid)) == 0]

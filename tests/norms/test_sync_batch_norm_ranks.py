@@ -14,6 +14,29 @@ EXACT = {"rtol": 1e-11, "atol": 1e-12}
 CHANNELS = 5
 
 
+@pytest.fixture(params=["shared memory", "gloo"])
+def ranks(ranks, request):
+    """The session's ranks, whose layers exchange their statistics in this way."""
+    return RanksThatExchangeOver(ranks, request.param)
+
+
+class RanksThatExchangeOver:
+    def __init__(self, ranks, transport):
+        self.ranks, self.transport = ranks, transport
+
+    def run(self, function, *args, world_size):
+        return self.ranks.run(exchanging_over, self.transport, function, *args, world_size=world_size)
+
+
+def exchanging_over(rank, transport, function, *args):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NORMLAB_SHARED_MEMORY", "1" if transport == "shared memory" else "0")
+        seen = function(rank, *args)
+    for channel in exchange._channels.values():
+        assert (channel is not None) == (transport == "shared memory")
+    return seen
+
+
 def batch_norm(dim=4, **settings):
     """A BatchNorm in float64 whose affine weights and running statistics are no round numbers."""
     torch.manual_seed(1)
@@ -176,16 +199,14 @@ def test_bfloat16_is_as_close_to_float64_as_batch_norm_is(ranks, layout, values_
 
 def collectives(rank):
     calls = []
-    gather, reduce = dist.all_gather_single, dist.all_reduce
+    gather, reduce = sync_batch_norm.gather_statistics, sync_batch_norm.sum_gradients
 
     def counted(name, call):
-        return lambda *args, **kwargs: (calls.append((name, args[-1] is dist.group.WORLD)), call(*args, **kwargs))[
-            1
-        ]
+        return lambda values, group: (calls.append((name, group is dist.group.WORLD)), call(values, group))[1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exchange.dist, "all_gather_single", counted("gather", gather))
-        patch.setattr(exchange.dist, "all_reduce", counted("reduce", reduce))
+        patch.setattr(sync_batch_norm, "gather_statistics", counted("gather", gather))
+        patch.setattr(sync_batch_norm, "sum_gradients", counted("reduce", reduce))
         layer = SyncBatchNorm(3)
         seen = {}
         for name, input_grad, affine_grad in [("both", 1, 1), ("input", 1, 0), ("affine", 0, 1), ("none", 0, 0)]:
