@@ -11,12 +11,14 @@ from torch import nn
 from normlab import data
 from normlab.checkpoint import load_tensors
 from normlab.config import Config, ConfigError
+from normlab.config.model import CustomModelConfig
 from normlab.config.norm import BatchStatisticsConfig, FrozenBatchNormConfig, RunningStats
 from normlab.config.optim import SgdConfig
 from normlab.config.schema import plain
 from normlab.data.dataset import Dataset
 from normlab.data.listing import gigabytes
 from normlab.models import build_model, on_meta
+from normlab.models.custom import check_output
 from normlab.models.initial_weights import TRUNK, load_initial_weights
 from normlab.norms import check_norms
 from normlab.norms.convert import norm_layers
@@ -54,6 +56,8 @@ def _check_model(cfg: Config, dataset: Dataset, logical_ranks: int) -> None:
     _check_frozen(cfg, model)
     task = build_task(cfg, dataset, torch.device("cpu"))
     _check_sweep_metric(cfg, dataset, task)
+    if isinstance(cfg.model, CustomModelConfig):
+        check_output(cfg.model, model, image_shape, len(dataset.classes))
     check_norms(model, image_shape, cfg.batch_size, logical_ranks, cfg.norm, cfg.virtual_ranks)
 
 

@@ -18,8 +18,10 @@ from omegaconf import OmegaConf
 
 from normlab.atomic import atomic_write, remove_unfinished
 from normlab.config import Config, ConfigError
+from normlab.config.model import CustomModelConfig
 from normlab.config.schema import identity, plain
 from normlab.run_files import read_result
+from normlab.targets import source_file
 
 RESULTS_VERSION = 2
 """Raised whenever the harness changes so that the same configuration gives another result."""
@@ -268,6 +270,9 @@ def name_run(cfg: Config, *, world_size: int, study: str, data_fingerprint: str)
                 f"model.init_from={cfg.model.init_from}: {path} cannot be read ({error.strerror}); "
                 "let it be read, or choose another."
             ) from None
+    if isinstance(cfg.model, CustomModelConfig):
+        source = source_file("model.target", cfg.model.target).read_bytes()
+        content["model"] = hashlib.sha256(source).hexdigest()
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     ranks = f"w{world_size}" + f"v{cfg.virtual_ranks}" * (cfg.virtual_ranks > 1)
     name = f"{cfg.norm.name}-b{cfg.batch_size}-{ranks}-{cfg.model.name}-{cfg.data.name}-s{cfg.seed}-{digest}"

@@ -22,9 +22,19 @@ from normlab.optimizer import build_optimizer
 from normlab.run import RESULTS_VERSION
 from tests.runs import CONF, SEGMENTATION, choices, typed
 
+OWN = {
+    "model=custom": ["model.target=torchvision.models:resnet18"],
+    "model=custom_segmentation": [
+        "model.target=torchvision.models.segmentation:fcn_resnet50",
+        "model.args={weights_backbone: null}",
+    ],
+}
+"""What stands for a user's own."""
+
 
 def composed(choice: str, *overrides: str):
     """With a model for the data's task, or the other way round."""
+    overrides = (*OWN.get(choice, ()), *overrides)
     try:
         return typed(choice, *overrides)
     except ConfigError:
@@ -42,7 +52,7 @@ def test_every_choice_composes_and_its_section_carries_its_name(choice):
     if group in SCHEMAS:
         section = getattr(cfg, group)
         assert type(section) in SCHEMAS[group].values()
-        assert section.name == name or name in ("torchvision", "timm")
+        assert section.name == name or section.library
 
 
 @pytest.mark.parametrize("choice", CHOICES)

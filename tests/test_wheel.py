@@ -15,6 +15,8 @@ from launch.__main__ import COMMANDS
 from tests.processes import PATIENCE_S, ROOT, TINY
 
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+"""A path to the checkout in it would be found before what is installed."""
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +28,14 @@ def installed(tmp_path_factory) -> Path:
         shutil.copytree(ROOT / name, folder / "source" / name)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "source")
-    subprocess.run([*PIP, "wheel", "--no-deps", "--wheel-dir", folder, folder / "source"], check=True)
+    subprocess.run(
+        [*PIP, "wheel", "--no-deps", "--wheel-dir", folder, folder / "source"], check=True, env=ENVIRONMENT
+    )
     venv.create(folder / "venv", symlinks=True)
     python = folder / "venv/bin/python"
-    subprocess.run([*PIP, "--python", python, "install", "--no-deps", *folder.glob("*.whl")], check=True)
+    subprocess.run(
+        [*PIP, "--python", python, "install", "--no-deps", *folder.glob("*.whl")], check=True, env=ENVIRONMENT
+    )
     # What normlab needs is taken from this Python: a .pth file brings in its packages, but not the checkout.
     (packages,) = (folder / "venv/lib").glob("python*/site-packages")
     (packages / "needed.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -37,13 +43,11 @@ def installed(tmp_path_factory) -> Path:
 
 
 def test_the_installed_command_trains_sweeps_and_reports_from_an_empty_folder(installed, tmp_path):
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-
     def run(command: str, *more: str) -> str:
         words = [installed / command.split()[0], *command.split()[1:], *more]
         options = {
             "cwd": tmp_path,
-            "env": environment,
+            "env": ENVIRONMENT,
             "capture_output": True,
             "text": True,
             "timeout": PATIENCE_S,
@@ -55,17 +59,22 @@ def test_the_installed_command_trains_sweeps_and_reports_from_an_empty_folder(in
     where = "import normlab, launch; print(normlab.__file__, launch.__file__)"
     assert all(str(installed.parent) in path for path in run("python -c", where).split())
     assert "normlab train norm=syncbn" in run("normlab train --help")
-    assert "finished: val/loss" in run("normlab train experiment=quickstart epochs=1", *TINY)
+    (tmp_path / "my_nets.py").write_text(
+        "import torchvision\n\n\n"
+        "def build(num_classes):\n    return torchvision.models.resnet18(num_classes=num_classes)\n"
+    )
+    own = ("model=custom", "model.target=my_nets:build")
+    assert "finished: val/loss" in run("normlab train experiment=quickstart epochs=1", *TINY, *own)
     preset = tmp_path / "my_conf/experiment/mine.yaml"
     preset.parent.mkdir(parents=True)
     preset.write_text(
         "# @package _global_\nepochs: 1\nhydra: {mode: MULTIRUN, sweeper: {params: {norm: 'bn,gn'}}}\n"
     )
-    assert "2 finished" in run("normlab train --config-dir my_conf experiment=mine", *TINY)
+    assert "2 finished" in run("normlab train --config-dir my_conf experiment=mine", *TINY, *own)
     assert "2 finished" in run("normlab status runs/mine")
     run("normlab report runs/mine")
     assert (tmp_path / "runs/mine/report/index.html").exists()
-    assert {path.name for path in tmp_path.iterdir()} == {"my_conf", "runs"}
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"my_conf", "my_nets.py", "runs"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

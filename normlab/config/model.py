@@ -1,8 +1,9 @@
 """Networks."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
@@ -167,3 +168,42 @@ class TorchvisionSegmentationConfig(SegmentationModelConfig):
 
     name: str = "deeplabv3_resnet50"
     """Its builder in torchvision.models.segmentation, or deeplabv3_resnet18."""
+
+
+@choice("custom")
+@dataclass(kw_only=True)
+class CustomModelConfig(ModelConfig):
+    """A classification model of your own."""
+
+    builder = "normlab.models.custom:custom_model"
+    names: ClassVar[tuple[str, ...] | None] = None
+    library: ClassVar[str] = "custom"
+
+    name: str = ""
+    """Determined by the target: my_nets.build."""
+
+    target: str = ""
+    """`module:name` of what makes the model, in the folder of the command: called with num_classes and args, it
+    gives an nn.Module built with BatchNorm. The module's file is part of the run's identity."""
+
+    args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the target by their names, such as 'model.args={width: 32}'."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w+(\.\w+)*:\w+", self.target):
+            raise ConfigError(
+                f"model.target={self.target} is no module:name; give one, such as model.target=my_nets:build."
+            )
+        made = self.target.replace(":", ".")
+        if self.name not in ("", made):
+            raise ConfigError(f"model.name={self.name} is no name of model.target={self.target}; leave it out.")
+        self.name = made
+        super().__post_init__()
+
+
+@choice("custom_segmentation")
+@dataclass(kw_only=True)
+class CustomSegmentationModelConfig(CustomModelConfig, SegmentationModelConfig):
+    """A segmentation model of your own."""
+
+    library: ClassVar[str] = "custom_segmentation"

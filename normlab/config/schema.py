@@ -143,10 +143,9 @@ def describe_choices() -> str:
 
 def choice_of(group: str, schema: str) -> str:
     """A file under conf/<group> that leads to a schema."""
-    section = SCHEMAS[group][schema]()
-    assert isinstance(section, Choice)
-    # Those two take any name of their library's, and are chosen by that of the library.
-    return schema if schema in ("torchvision", "timm") else section.name
+    section = SCHEMAS[group][schema]
+    # What takes any name of a library's is chosen by that of the library.
+    return schema if section.library else section().name
 
 
 def plain(section: Any) -> Any:

@@ -37,7 +37,7 @@ def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     try:
         with _ParametersOnMeta():
             model = build()
-    except RuntimeError:
+    except Exception:  # whatever it was, it is raised again if it has another cause
         model = build()
     return model.to("meta")
 

@@ -1,0 +1,60 @@
+"""Models of the user's own."""
+
+import torch
+from torch import nn
+
+from normlab.config import ConfigError
+from normlab.config.model import CustomModelConfig, CustomSegmentationModelConfig
+from normlab.targets import call_target
+
+
+def custom_model(cfg: CustomModelConfig, num_classes: int) -> nn.Module:
+    """What `model.target` makes of `num_classes` and `model.args`, as it is.
+
+    Shape: images (B, 3, H, W) -> logits (B, num_classes); for segmentation, a dict with `out`, logits
+    (B, num_classes, H, W), and with model.aux_weight `aux`.
+    Raises: ConfigError where the target cannot be imported, raises, or gives something else than a module.
+    """
+    model = call_target("model.target", cfg.target, cfg.args, num_classes=num_classes)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"model.target={cfg.target} gave {_named(model)}; let it return an nn.Module built with BatchNorm."
+        )
+    return model
+
+
+def check_output(
+    cfg: CustomModelConfig, model: nn.Module, images_shape: tuple[int, int, int], num_classes: int
+) -> None:
+    """Whether the model gives what its task needs, in one forward of two images, best on the meta device.
+
+    Raises: ConfigError that says what it gave.
+    """
+    like = next(model.parameters())
+    training = model.training
+    with torch.no_grad():
+        output = model.eval()(torch.zeros(2, *images_shape, device=like.device, dtype=like.dtype))
+    model.train(training)
+    names: list[str] = [""]
+    shape: tuple[int, ...] = (2, num_classes)
+    if isinstance(cfg, CustomSegmentationModelConfig):
+        names = ["out", "aux"] if cfg.aux_weight > 0 else ["out"]
+        shape = (2, num_classes, *images_shape[1:])
+    for name in names:
+        given = output.get(name) if name and isinstance(output, dict) else None if name else output
+        if not isinstance(given, torch.Tensor) or tuple(given.shape) != shape:
+            wanted = f"logits {shape}" if not name else f"a dict whose {name} holds logits {shape}"
+            raise ConfigError(
+                f"model.target={cfg.target}: for images (2, {', '.join(map(str, images_shape))}) of {num_classes} "
+                f"classes the model gave {_named(output if given is None else given)}; let it give {wanted}."
+            )
+
+
+def _named(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    return (
+        f"a dict of {', '.join(map(str, value))}"
+        if isinstance(value, dict)
+        else f"something of type {type(value).__name__}"
+    )

@@ -1,0 +1,79 @@
+"""What users name as `module:name`, in the folder in which they give the command.
+
+A mistake in their code is a ConfigError that says where in it: the one line that a rank or a sweep can pass on.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from normlab.config import ConfigError
+
+
+def source_file(key: str, target: str) -> Path:
+    """The file that holds `target`'s module. Raises: ConfigError where there is none."""
+    module, _, _ = target.partition(":")
+    _look_here()
+    try:
+        spec = find_spec(module)
+    except ModuleNotFoundError:  # of a package
+        spec = None
+    except Exception as error:
+        raise ConfigError(f"{key}={target}: {_said_in(error)}.") from error
+    if spec is None or spec.origin is None or not os.path.isfile(spec.origin):
+        raise ConfigError(
+            f"{key}={target}: there is no module {module} in {os.getcwd()} or among what is installed; give "
+            "module:name, from the folder that holds the module."
+        )
+    return Path(spec.origin)
+
+
+def imported_target(key: str, target: str) -> Callable[..., Any]:
+    """What goes by `target`. Raises: ConfigError where it cannot be imported, or called."""
+    module, _, name = target.partition(":")
+    file = source_file(key, target)
+    try:
+        found = import_module(module)
+    except Exception as error:
+        raise ConfigError(f"{key}={target}: {_said_in(error)}.") from error
+    made = getattr(found, name, None)
+    if not callable(made):
+        has = [
+            known
+            for known, one in vars(found).items()
+            if callable(one) and getattr(one, "__module__", "") == module
+        ]
+        raise ConfigError(
+            f"{key}={target}: {file} has no {name} that can be called; it has {', '.join(has) or 'none at all'}."
+        )
+    return made
+
+
+def call_target(key: str, target: str, args: dict[str, Any], **ours: Any) -> Any:
+    """What `target` gives for `ours` and `args`. Raises: ConfigError where it raises, saying where."""
+    made = imported_target(key, target)
+    try:
+        return made(**ours, **args)
+    except Exception as error:
+        raise ConfigError(f"{key}={target}: {_said_in(error)}.") from error
+
+
+def _look_here() -> None:
+    """The folder of the command comes first, as it does for a script of its own. Each rank has the same one."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+def _said_in(error: Exception) -> str:
+    """What was raised, and at which line of the user's: the last that is neither ours nor a library's."""
+    where = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if Path(frame.filename).is_relative_to(os.getcwd()):
+            where = f" at {Path(frame.filename).relative_to(os.getcwd())}:{frame.lineno}"
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}{where}" + (f": {text}" if text else "")
