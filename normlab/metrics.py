@@ -5,9 +5,10 @@ import torch
 
 def confusion_matrix(predicted: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     """(K, K) int64: how many of class i (row) were taken for class j; labels outside 0..K-1 are left out."""
-    counted = labels < num_classes
-    cells = labels[counted] * num_classes + predicted[counted]
-    return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
+    # By scatter_add, since how many labels count, and how many bins there are, would be read on the host.
+    cells = torch.where(labels < num_classes, labels * num_classes + predicted, num_classes**2).flatten()
+    counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=cells.device)
+    return counts.scatter_add_(0, cells, torch.ones_like(cells))[:-1].view(num_classes, num_classes)
 
 
 def iou_metrics(confusion_KK: torch.Tensor, classes: list[str]) -> dict[str, float]:

@@ -132,10 +132,10 @@ class Segmentation:
         self.label_smoothing, self.aux_weight = label_smoothing, aux_weight
 
     def weight(self, labels: torch.Tensor) -> torch.Tensor | None:
-        valid = labels[labels < len(self.classes)]
+        valid = labels < len(self.classes)
         if self.weights_K is None:
-            return torch.tensor(valid.numel(), dtype=torch.float64, device=labels.device)
-        return self.weights_K.double()[valid].sum()
+            return valid.sum().double()
+        return torch.where(valid, self.weights_K.double()[labels.where(valid, 0)], 0.0).sum()
 
     def loss_sum(self, output: Output, labels: torch.Tensor) -> torch.Tensor:
         loss = self._cross_entropy(output["out"], labels)

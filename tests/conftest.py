@@ -13,7 +13,7 @@ SLOW = {
     *("slurm", "faults", "soak", "experiments"),
     *("test_trainer.py", "test_virtual_ranks.py", "test_segmentation.py", "test_evaluate.py", "test_training.py"),
     *("test_train.py", "test_sweep.py", "test_teardown.py", "test_bad_input.py", "test_jobs.py", "test_rank.py"),
-    *("test_composing.py", "test_damaged_files.py", "test_fuzz.py", "test_wheel.py"),
+    *("test_step_on_meta.py", "test_composing.py", "test_damaged_files.py", "test_fuzz.py", "test_wheel.py"),
     *("test_any_model.py", "test_commands.py", "test_measure.py", "test_page.py", "test_command.py"),
 }
 """Folders and files whose tests train, or start processes."""
