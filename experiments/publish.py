@@ -1,6 +1,6 @@
 """What the repository keeps of a study: results.csv, figure.png, and its raw runs.
 
-python -m experiments.publish runs/rates
+python -m experiments.publish runs/rates --x optim.lr
 tar -xJf experiments/rates/runs.tar.xz -C runs     # the runs again: report them, or sweep on
 """
 
@@ -25,8 +25,11 @@ OF_THE_MACHINE = {"root": "data", "cache_dir": None, "output_dir": "runs"}
 SPEED = "images_per_second"
 
 
-def publish(study: Path, folder: Path) -> int:
-    """Write `folder` anew from the runs of `study` that have ended. Returns how many."""
+def publish(study: Path, folder: Path, x: str | None = None) -> int:
+    """Write `folder` anew from the runs of `study` that have ended; the figure is drawn along `x`, if given.
+
+    Returns how many runs there are.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     runs = [path for path in sorted(study.iterdir()) if _ended(path)]
     with atomic_write(folder / "runs.tar.xz", "wb") as file, tarfile.open(fileobj=file, mode="w:xz") as archive:
@@ -37,9 +40,10 @@ def publish(study: Path, folder: Path) -> int:
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
     with tempfile.TemporaryDirectory() as made:
-        report([str(unpack(folder, Path(made) / "runs") / study.name), "--out", f"{made}/report"])
+        options = ["--out", f"{made}/report"] + (["--x", x] if x else [])
+        report([str(unpack(folder, Path(made) / "runs") / study.name), *options])
         _copy(Path(made) / "report/runs.csv", folder / "results.csv")
-        figures = (Path(made) / "report/figures").glob("*_vs_*.png")
+        figures = (Path(made) / "report/figures").glob(f"*_vs_{x or '*'}.png")
         _copy(min(figures, key=lambda path: (SPEED in path.name, path.name)), folder / "figure.png")
     return len(runs)
 
@@ -81,11 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("study", type=Path, help="the study's folder: runs/rates")
+    parser.add_argument("--x", help="the key along which the figure is drawn; default: the report's first")
     args = parser.parse_args(arguments)
     if not args.study.is_dir():
         parser.error(f"there is no folder {args.study}")
     folder = HERE / args.study.name
-    print(f"{publish(args.study, folder)} runs in {folder}")
+    print(f"{publish(args.study, folder, args.x)} runs in {folder}")
 
 
 if __name__ == "__main__":
