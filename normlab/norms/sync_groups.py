@@ -30,6 +30,16 @@ def sync_group(size: int | None) -> Any | None:
     return group
 
 
+def all_apart() -> Any | None:
+    """All ranks in a group of their own where nccl connects them, else None.
+
+    nccl runs the collectives of one group in the order in which they were started. In DDP's group, each small sum
+    of SyncBatchNorm's backward would wait for the gradients that are on their way already.
+    Collective: every rank must call.
+    """
+    return dist.new_group() if real_ranks() > 1 and dist.get_backend() == "nccl" else None
+
+
 def sync_batch_norm(norm: SyncBatchNormConfig, virtual_ranks: int) -> Build:
     """See SyncBatchNorm.
 
@@ -41,5 +51,5 @@ def sync_batch_norm(norm: SyncBatchNormConfig, virtual_ranks: int) -> Build:
     check_sync_group_size(size, real_ranks() * virtual_ranks, virtual_ranks)
     if size is not None and size < virtual_ranks:
         return lambda layer, name: set_up(VirtualBatchNorm.from_batch_norm(layer, virtual_ranks, size), norm)
-    group = sync_group(size and size // virtual_ranks)
+    group = sync_group(size and size // virtual_ranks) or all_apart()
     return lambda layer, name: set_up(SyncBatchNorm.from_batch_norm(layer, group), norm)

@@ -280,3 +280,21 @@ def sub_groups_and_ddp(rank):
 
 def test_sync_groups_are_contiguous_and_train_under_ddp(ranks):
     assert ranks.run(sub_groups_and_ddp, world_size=4) == [[0, 1], [0, 1], [2, 3], [2, 3]]
+
+
+def groups_on(rank, backend):
+    """The ranks of the group that a model's layers have, whether it is one group, and not that of DDP."""
+    net = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "get_backend", lambda *args: backend)
+        convert_norms(net, SyncBatchNormConfig())
+    one, other = (layer.process_group for layer in net)
+    if one is None:
+        return other
+    net(torch.randn(2, 2, 3, 3, requires_grad=True)).square().sum().backward()
+    return dist.get_process_group_ranks(one), one is other, one is not dist.group.WORLD
+
+
+def test_on_nccl_all_ranks_have_a_group_apart_from_the_one_of_ddps_buckets(ranks):
+    assert ranks.run(groups_on, "nccl", world_size=2) == [([0, 1], True, True)] * 2
+    assert ranks.run(groups_on, "gloo", world_size=2) == [None, None]
