@@ -1,4 +1,4 @@
-.PHONY: check format lint types docs quick test test-full
+.PHONY: check format lint types docs quick test test-full gpu
 
 # What CI runs, in CI's order.
 check: lint types docs test
@@ -31,3 +31,7 @@ quick:
 # The wide sweeps too.
 test-full:
 	$(PYTEST) -m ""
+
+# On a machine with a GPU: the tests that need one, and how fast it trains.
+gpu:
+	python -m benchmarks.gpu --write docs

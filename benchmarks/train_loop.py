@@ -35,9 +35,12 @@ from normlab.trainer import Trainer
 CASES = [(128, Precision.fp32), (16, Precision.fp32), (128, Precision.bf16), (16, Precision.bf16)]
 
 
-def trainer_images_per_second(cfg: Config, dataset: Dataset) -> float:
+CPU = torch.device("cpu")
+
+
+def trainer_images_per_second(cfg: Config, dataset: Dataset, device: torch.device = CPU) -> float:
     """A run of train.py, files and all; evaluation and checkpoints are not in its training time."""
-    ranks = Ranks(0, 1, 1, torch.device("cpu"))
+    ranks = Ranks(0, 1, 1, device)
     with tempfile.TemporaryDirectory() as folder:
         run = plan(replace(cfg, output_dir=folder), dataset, world_size=1, study="benchmark")
         run.create()
@@ -48,11 +51,13 @@ def trainer_images_per_second(cfg: Config, dataset: Dataset) -> float:
 
 
 def bare_images_per_second(cfg: Config, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> float:
+    """The same on the device of `images_BCHW`."""
+    device = images_BCHW.device
     torch.set_num_threads(available_cores())
     assert cfg.max_samples is not None
-    model = build_model(cfg.model, 10, seed=0)
+    model = build_model(cfg.model, 10, seed=0).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=cfg.precision is Precision.bf16)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision is Precision.bf16)
 
     def step(picked_B: torch.Tensor) -> None:
         with autocast:
@@ -61,13 +66,35 @@ def bare_images_per_second(cfg: Config, images_BCHW: torch.Tensor, labels_B: tor
         optimizer.step()
         optimizer.zero_grad()
 
-    order = torch.randperm(len(images_BCHW)).split(cfg.batch_size)
+    order = torch.randperm(len(images_BCHW)).to(device).split(cfg.batch_size)
     step(order[0])
+    _wait_for(device)
     steps = cfg.max_samples // cfg.batch_size
     began = time.perf_counter()
     for index in range(steps):
         step(order[index])
+    _wait_for(device)
     return steps * cfg.batch_size / (time.perf_counter() - began)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def case(depth: int, batch_size: int, precision: Precision) -> Config:
+    """A run of the comparison."""
+    return Config(
+        norm=BatchNormConfig(),
+        model=CifarResNetConfig(name=f"resnet{depth}", depth=depth),
+        data=ShapesConfig(num_train=8192, num_test=10),
+        optim=SgdConfig(),
+        batch_size=batch_size,
+        precision=precision,
+        max_samples=4096 if batch_size == 128 else 2048,
+        eval_train_samples=10,
+        epochs=1,
+    )
 
 
 def main() -> None:
@@ -84,17 +111,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, median of {args.rounds} rounds (min to max of the ratio)\n")
     print("| batch | precision | bare loop, images/s | normlab, images/s | ratio |\n|---|---|---|---|---|")
     for batch_size, precision in CASES:
-        cfg = Config(
-            norm=BatchNormConfig(),
-            model=CifarResNetConfig(name=f"resnet{args.depth}", depth=args.depth),
-            data=ShapesConfig(num_train=8192, num_test=10),
-            optim=SgdConfig(),
-            batch_size=batch_size,
-            precision=precision,
-            max_samples=4096 if batch_size == 128 else 2048,
-            eval_train_samples=10,
-            epochs=1,
-        )
+        cfg = case(args.depth, batch_size, precision)
         pairs = []
         for _ in range(args.rounds):
             bare = bare_images_per_second(cfg, images_BCHW, labels_B)
