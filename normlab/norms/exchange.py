@@ -20,9 +20,11 @@ _channels: WeakKeyDictionary[Any, Channel | None] = WeakKeyDictionary()
 
 def _channel(group: Any, values: Tensor) -> Channel | None:
     """The group's shared memory; None where it has none, or `values` do not go through it. Collective."""
+    if not values.is_cpu or values.nbytes > CAPACITY:
+        return None
     if group not in _channels:
         _channels[group] = open_channel(group)
-    return _channels[group] if values.nbytes <= CAPACITY and values.is_cpu else None
+    return _channels[group]
 
 
 @contextmanager
