@@ -24,7 +24,7 @@ def source_file(key: str, target: str) -> Path:
     except ModuleNotFoundError:  # of a package
         spec = None
     except Exception as error:
-        raise ConfigError(f"{key}={target}: {_said_in(error)}.") from error
+        raise ConfigError(f"{key}={target}: {said_in(error)}.") from error
     if spec is None or spec.origin is None or not os.path.isfile(spec.origin):
         raise ConfigError(
             f"{key}={target}: there is no module {module} in {os.getcwd()} or among what is installed; give "
@@ -40,7 +40,7 @@ def imported_target(key: str, target: str) -> Callable[..., Any]:
     try:
         found = import_module(module)
     except Exception as error:
-        raise ConfigError(f"{key}={target}: {_said_in(error)}.") from error
+        raise ConfigError(f"{key}={target}: {said_in(error)}.") from error
     made = getattr(found, name, None)
     if not callable(made):
         has = [
@@ -60,7 +60,7 @@ def call_target(key: str, target: str, args: dict[str, Any], **ours: Any) -> Any
     try:
         return made(**ours, **args)
     except Exception as error:
-        raise ConfigError(f"{key}={target}: {_said_in(error)}.") from error
+        raise ConfigError(f"{key}={target}: {said_in(error)}.") from error
 
 
 def _look_here() -> None:
@@ -69,7 +69,7 @@ def _look_here() -> None:
         sys.path.insert(0, os.getcwd())
 
 
-def _said_in(error: Exception) -> str:
+def said_in(error: Exception) -> str:
     """What was raised, and at which line of the user's: the last that is neither ours nor a library's."""
     where = ""
     for frame in traceback.extract_tb(error.__traceback__):

@@ -5,7 +5,7 @@ from torch import nn
 
 from normlab.config import ConfigError
 from normlab.config.model import CustomModelConfig, CustomSegmentationModelConfig
-from normlab.targets import call_target
+from normlab.targets import call_target, said_in
 
 
 def custom_model(cfg: CustomModelConfig, num_classes: int) -> nn.Module:
@@ -26,15 +26,16 @@ def custom_model(cfg: CustomModelConfig, num_classes: int) -> nn.Module:
 def check_output(
     cfg: CustomModelConfig, model: nn.Module, images_shape: tuple[int, int, int], num_classes: int
 ) -> None:
-    """Whether the model gives what its task needs, in one forward of two images, best on the meta device.
+    """Whether the model gives what its task needs, in one forward of two images, best on meta.
 
-    Raises: ConfigError that says what it gave.
+    Raises: ConfigError that says what it gave, or where it raised.
     """
-    like = next(model.parameters())
-    training = model.training
-    with torch.no_grad():
-        output = model.eval()(torch.zeros(2, *images_shape, device=like.device, dtype=like.dtype))
-    model.train(training)
+    like = next(model.parameters(), torch.zeros(()))
+    try:
+        with torch.no_grad():
+            output = model.eval()(torch.zeros(2, *images_shape, device=like.device, dtype=like.dtype))
+    except Exception as error:
+        raise ConfigError(f"model.target={cfg.target}: {said_in(error)}.") from error
     names: list[str] = [""]
     shape: tuple[int, ...] = (2, num_classes)
     if isinstance(cfg, CustomSegmentationModelConfig):

@@ -30,6 +30,17 @@ class Maps(nn.Module):
     def forward(self, images):
         return {self.key: self.layers(images)}
 
+class Fails(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.layer = nn.BatchNorm2d(3)
+
+    def forward(self, images):
+        return self.layer(images, missing=1)
+
+def nothing(num_classes):
+    return nn.Flatten()
+
 def raises(num_classes):
     return nn.Linear(missing, num_classes)
 
@@ -94,10 +105,15 @@ def test_a_segmentation_model_gives_a_dict_of_maps(here):
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("raises", r"NameError at own_\d+\.py:19: name 'missing' is not defined"),
+        ("raises", r"NameError at own_\d+\.py:30: name 'missing' is not defined"),
+        ("Fails", r"TypeError at own_\d+\.py:24: .*unexpected keyword argument 'missing'"),
+        ("nothing", r"the model gave a tensor \(2, 3072\); let it give logits \(2, 10\)"),
         ("number", r"gave something of type int; let it return an nn\.Module"),
         ("maps", r"the model gave a tensor \(2, 4, 30, 30\); let it give logits \(2, 10\)"),
-        ("constant", r"has no constant that can be called; it has build, Maps, raises, number, maps"),
+        (
+            "constant",
+            r"has no constant that can be called; it has build, Maps, Fails, nothing, raises, number, maps",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_target_is_said_in_one_line_that_names_it(here, target, words):
