@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from launch.commit import current_code
 from launch.geometry import Geometry
 from launch.jobs import Ended, Job, announce, job_returns, plan_jobs, record_ended, to_train
+from launch.process import StopSignal
 from launch.slurm_config import SlurmConfig
 from launch.slurm_task import task_of
 from launch.slurm_wait import Submitted, wait_for
@@ -45,13 +46,16 @@ def sweep(
     """
     jobs = plan_jobs(master_config, config_loader, sweep_overrides)
     left, skipped = to_train(jobs, retry_failed=config.retry_failed)
-    submitted, busy = submit(left, config)
-    for each in submitted:
-        print(f"{each.job.name}: SLURM job {each.job_id}{'' if each.new else ', queued before'}", file=sys.stderr)
-    if config.wait:
-        ended = wait_for(submitted, [*skipped, *busy], poll_s=config.poll_s)
-    else:
-        ended = [Ended(each.job, "queued", f"SLURM job {each.job_id}") for each in submitted]
+    with StopSignal():  # it counts in `wait_for`, which tells what has been submitted by then
+        submitted, busy = submit(left, config)
+        for each in submitted:
+            print(
+                f"{each.job.name}: SLURM job {each.job_id}{'' if each.new else ', queued before'}", file=sys.stderr
+            )
+        if config.wait:
+            ended = wait_for(submitted, [*skipped, *busy], poll_s=config.poll_s)
+        else:
+            ended = [Ended(each.job, "queued", f"SLURM job {each.job_id}") for each in submitted]
     record_ended([*skipped, *busy, *ended])
     in_queue = {each.job.run.directory: each.job for each in submitted}
     return job_returns([in_queue.get(job.run.directory, job) for job in jobs])

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from launch import slurm
 from launch.commit import ROOT, Code, current_code
 from launch.geometry import Geometry
 from launch.jobs import Job
+from launch.process import StopSignal
 from launch.slurm import submit
 from launch.slurm_config import SlurmConfig
 from launch.slurm_wait import Submitted, how_it_ended
@@ -75,6 +77,18 @@ def test_a_run_in_the_queue_is_not_submitted_again_and_another_jobs_id_does_not_
     commands(sbatch="echo Submitted batch job 99", squeue=f"echo '{launch['job_id']}|PENDING|None|normlab-other'")
     (new,), _ = submit(one, SlurmConfig())
     assert (new.job_id, new.new) == ("99", True)
+
+
+def test_a_stop_signal_while_jobs_are_submitted_counts_and_their_ids_are_told(
+    commands, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(slurm, "plan_jobs", lambda *_: jobs(tmp_path, 1))
+    commands(sbatch="kill -INT $PPID; echo Submitted batch job 71")
+    with StopSignal() as outside, pytest.raises(SystemExit) as left:
+        slurm.sweep(None, None, [], SlurmConfig())
+    assert left.value.code == 130
+    assert "scancel 71\n" in capsys.readouterr().err
+    assert outside() == 0
 
 
 def test_what_a_queued_run_comes_to_is_told_also_to_a_second_rerun(commands, tmp_path):
