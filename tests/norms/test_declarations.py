@@ -32,12 +32,12 @@ def test_statistics_are_over_the_axes_of_the_definition_and_the_declaration(norm
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize(("batch_size", "ranks"), [(4, 2), (6, 2), (4, 3)])
-def test_as_many_samples_share_statistics_as_the_config_says(norm, batch_size, ranks, monkeypatch):
-    monkeypatch.setattr(drawing, "SAMPLES", batch_size * ranks)
-    monkeypatch.setattr(drawing, "RANKS", ranks)
+@pytest.mark.parametrize(("batch_size", "world_size"), [(4, 2), (6, 2), (4, 3)])
+def test_as_many_samples_share_statistics_as_the_config_says(norm, batch_size, world_size, monkeypatch):
+    monkeypatch.setattr(drawing, "SAMPLES", batch_size * world_size)
+    monkeypatch.setattr(drawing, "RANKS", world_size)
     sharing = int(statistics_of(norm).flatten(1).any(1).sum())  # measured on the layer
-    assert drawn_config(norm).normalization_batch_size(batch_size, ranks) == sharing
+    assert drawn_config(norm).normalization_batch_size(batch_size, world_size) == sharing
 
 
 @pytest.mark.parametrize("norm", NORMS)
