@@ -1,3 +1,5 @@
+import gc
+import importlib
 import warnings
 
 import pytest
@@ -44,9 +46,13 @@ def port():
 def ranks():
     """A pool of 4 gloo ranks for the session: `ranks.run(fn, *args, world_size=2)`."""
     with RankPool(4, threads=1) as pool:
-        pool.run(take_warnings_for_errors, world_size=4)
+        pool.run(prepare, world_size=4)
         yield pool
 
 
-def take_warnings_for_errors(rank):
+def prepare(rank):
+    """Take warnings for errors, and look for garbage, at the end of each call, among what is new alone."""
+    importlib.import_module("torch._dynamo")  # as the first DDP model does
     warnings.simplefilter("error")
+    gc.collect()
+    gc.freeze()

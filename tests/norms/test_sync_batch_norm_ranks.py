@@ -15,7 +15,7 @@ CHANNELS = 5
 
 
 @pytest.fixture(params=["shared memory", "gloo"])
-def ranks(ranks, request):
+def on_ranks(ranks, request):
     """The session's ranks, whose layers exchange their statistics in this way."""
     return RanksThatExchangeOver(ranks, request.param)
 
@@ -99,13 +99,13 @@ def assert_equals_the_union(ranks, layer, splits, dim=4, steps=1, groups=1):
     [[4, 4], [3, 5], [0, 6], [2, 2, 2, 2], [1, 4, 0, 3], [1, 1, 0, 0]],
     ids=lambda splits: "+".join(map(str, splits)),
 )
-def test_sync_batch_norm_equals_batch_norm_on_the_ranks_union(ranks, splits):
-    assert_equals_the_union(ranks, batch_norm(), splits)
+def test_sync_batch_norm_equals_batch_norm_on_the_ranks_union(on_ranks, splits):
+    assert_equals_the_union(on_ranks, batch_norm(), splits)
 
 
 @pytest.mark.parametrize("dim", [2, 3, 5])
-def test_the_other_numbers_of_axes(ranks, dim):
-    assert_equals_the_union(ranks, batch_norm(dim), [3, 2], dim)
+def test_the_other_numbers_of_axes(on_ranks, dim):
+    assert_equals_the_union(on_ranks, batch_norm(dim), [3, 2], dim)
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,12 @@ def test_the_other_numbers_of_axes(ranks, dim):
     [{"momentum": None}, {"momentum": 0.6}, {"affine": False}, {"bias": False}, {"track_running_stats": False}],
     ids=str,
 )
-def test_each_setting_over_two_steps(ranks, settings):
-    assert_equals_the_union(ranks, batch_norm(**settings), [3, 2], steps=2)
+def test_each_setting_over_two_steps(on_ranks, settings):
+    assert_equals_the_union(on_ranks, batch_norm(**settings), [3, 2], steps=2)
 
 
-def test_two_groups_of_two_ranks_share_within_and_not_across(ranks):
-    assert_equals_the_union(ranks, batch_norm(), [2, 3, 4, 1], groups=2)
+def test_two_groups_of_two_ranks_share_within_and_not_across(on_ranks):
+    assert_equals_the_union(on_ranks, batch_norm(), [2, 3, 4, 1], groups=2)
 
 
 def layout_and_precision(rank):
@@ -161,8 +161,8 @@ def layout_and_precision(rank):
     return seen
 
 
-def test_memory_format_is_kept_and_statistics_are_float32_under_bfloat16(ranks):
-    for seen in ranks.run(layout_and_precision, world_size=2):
+def test_memory_format_is_kept_and_statistics_are_float32_under_bfloat16(on_ranks):
+    for seen in on_ranks.run(layout_and_precision, world_size=2):
         bf16, fp32 = torch.bfloat16, torch.float32
         assert seen == {
             "channels_last": True,
@@ -183,14 +183,14 @@ def bfloat16_step(rank, layer, parts, values_at_a_time):
 
 @pytest.mark.parametrize("values_at_a_time", [1, 1 << 16])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
-def test_bfloat16_is_as_close_to_float64_as_batch_norm_is(ranks, layout, values_at_a_time):
+def test_bfloat16_is_as_close_to_float64_as_batch_norm_is(on_ranks, layout, values_at_a_time):
     layer = nn.BatchNorm2d(CHANNELS)
     layer.load_state_dict(batch_norm().state_dict())
     x, dy = (t.bfloat16().to(memory_format=layout) for t in batch(8))
     exact = train_step(copy.deepcopy(layer).double(), x.double(), dy.double())
     plain = train_step(copy.deepcopy(layer), x, dy)
     parts = [(x[:3], dy[:3]), (x[3:], dy[3:])]
-    first, second = ranks.run(bfloat16_step, layer, parts, values_at_a_time, world_size=2)
+    first, second = on_ranks.run(bfloat16_step, layer, parts, values_at_a_time, world_size=2)
     joined = [torch.cat([first[i], second[i]]) if i < 2 else first[i] + second[i] for i in range(4)]
     for ours, theirs, truth in zip(joined, plain[:4], exact[:4], strict=True):
         # Output and input gradient are rounded once, as BatchNorm's are: twice would be 1.4 times the error.
@@ -228,8 +228,8 @@ def collectives(rank):
     return seen
 
 
-def test_one_all_gather_forward_and_one_all_reduce_backward(ranks):
-    for seen in ranks.run(collectives, world_size=2):
+def test_one_all_gather_forward_and_one_all_reduce_backward(on_ranks):
+    for seen in on_ranks.run(collectives, world_size=2):
         assert seen == {
             "both": ["gather", "reduce"],
             "input": ["gather", "reduce"],
@@ -257,8 +257,8 @@ def single_values(rank):
     return True
 
 
-def test_too_few_values_for_a_variance(ranks):
-    assert ranks.run(single_values, world_size=2) == [True, True]
+def test_too_few_values_for_a_variance(on_ranks):
+    assert on_ranks.run(single_values, world_size=2) == [True, True]
 
 
 def sub_groups_and_ddp(rank):
@@ -278,8 +278,8 @@ def sub_groups_and_ddp(rank):
     return members
 
 
-def test_sync_groups_are_contiguous_and_train_under_ddp(ranks):
-    assert ranks.run(sub_groups_and_ddp, world_size=4) == [[0, 1], [0, 1], [2, 3], [2, 3]]
+def test_sync_groups_are_contiguous_and_train_under_ddp(on_ranks):
+    assert on_ranks.run(sub_groups_and_ddp, world_size=4) == [[0, 1], [0, 1], [2, 3], [2, 3]]
 
 
 def groups_on(rank, backend):
@@ -295,6 +295,6 @@ def groups_on(rank, backend):
     return dist.get_process_group_ranks(one), one is other, one is not dist.group.WORLD
 
 
-def test_on_nccl_all_ranks_have_a_group_apart_from_the_one_of_ddps_buckets(ranks):
-    assert ranks.run(groups_on, "nccl", world_size=2) == [([0, 1], True, True)] * 2
-    assert ranks.run(groups_on, "gloo", world_size=2) == [None, None]
+def test_on_nccl_all_ranks_have_a_group_apart_from_the_one_of_ddps_buckets(on_ranks):
+    assert on_ranks.run(groups_on, "nccl", world_size=2) == [([0, 1], True, True)] * 2
+    assert on_ranks.run(groups_on, "gloo", world_size=2) == [None, None]
