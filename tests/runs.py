@@ -33,6 +33,8 @@ TINY = [
     "diagnostics_samples=20",
 ]
 EXACT = [*TINY, "precision=fp64", "optim.lr=0.02", "optim.lr_scaling=none"]
+NARROW = "model.width=4"
+"""A sixteenth of the arithmetic, where it is not what a test is about."""
 SEGMENTATION = ["data=shapes_seg", "model=fcn_resnet8"]
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from normlab import checkpoint
 from normlab.config.norm import NORMS
 from tests.norms.configs import UNFROZEN
-from tests.runs import EXACT, TINY, assert_same_bits, build, run_training
+from tests.runs import EXACT, NARROW, TINY, assert_same_bits, build, run_training
 
 SPLITS_OF_16 = {2: "batch_size=8", 4: "batch_size=4"}
 OF_NO_RANK = [name for name in UNFROZEN if NORMS[name].needs_ranks or not NORMS[name].needs_batch]
@@ -30,8 +30,15 @@ def relative_difference(a, b):
     ],
 )
 def test_invariant_2_one_global_batch_gives_one_loss_curve_on_any_ranks(norm, ranks, tmp_path):
-    overrides = [*EXACT, f"output_dir={tmp_path}", *f"norm={norm}".split(), "data.num_train=64", "epochs=5"]
-    overrides += ["eval_every_epochs=5", "diagnostics=false"]
+    overrides = [
+        *EXACT,
+        NARROW,
+        f"output_dir={tmp_path}",
+        *f"norm={norm}".split(),
+        "data.num_train=64",
+        "epochs=5",
+    ]
+    overrides += ["eval_every_epochs=5", "diagnostics=false", *["norm.num_groups=2"] * norm.startswith("gn")]
     alone = ranks.run(run_training, [*overrides, "batch_size=16"], world_size=1)[0]
     assert len(alone["loss"]) == 20
     for world_size, batch_size in SPLITS_OF_16.items():

@@ -5,13 +5,17 @@ import torch
 
 from normlab.config.norm import NORMS, RunningStats
 from tests.norms.configs import UNFROZEN, overrides_of
-from tests.runs import EXACT, Recorder, build
+from tests.runs import EXACT, NARROW, Recorder, build
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 WIDE = {"none", "ln2d", "rms", "frn", "evonorm_s0"}
 """Norms that see no ranks, as gn, ln and in do not."""
-PARTS = {"ghost_bn": ["norm.ghost_batch_size=1"], "syncbn": ["norm.sync_group_size=2"]}
-"""With which a batch of 2 has parts, and 4 ranks have groups."""
+PARTS = {
+    "ghost_bn": ["norm.ghost_batch_size=1"],
+    "syncbn": ["norm.sync_group_size=2"],
+    "gn": ["norm.num_groups=2"],
+}
+"""With which a batch of 2 has parts, 4 ranks have groups, and 4 channels have groups."""
 
 
 def train_and_evaluate(rank, overrides):
@@ -59,7 +63,15 @@ def assert_same_run(virtual, real):
     + [("syncbn", [], 4, [(1, 4), (2, 2)]), ("bn", [], 2, [(1, 2)]), ("syncbn", PARTS["syncbn"], 2, [(1, 2)])],
 )
 def test_invariant_3_virtual_ranks_are_real_ranks(norm, options, logical_ranks, splits, ranks, tmp_path):
-    overrides = [*EXACT, f"output_dir={tmp_path}", *overrides_of(norm), *options, "batch_size=2", "epochs=9"]
+    overrides = [
+        *EXACT,
+        NARROW,
+        f"output_dir={tmp_path}",
+        *overrides_of(norm),
+        *options,
+        "batch_size=2",
+        "epochs=9",
+    ]
     overrides += [f"max_samples={20 * 2 * logical_ranks}", "eval_every_epochs=1", "diagnostics=false"]
     of_batch = NORMS[norm].needs_batch
     overrides += ["data.num_train=80", *["norm.precise_samples=40"] * of_batch]
