@@ -1,12 +1,16 @@
 """What the fork server imports before it forks: the code of ranks, and how it leaves. Nobody else imports this."""
 
 import atexit
+import gc
 import multiprocessing.forkserver
 import os
 from contextlib import suppress
 from typing import Any
 
 import launch.rank  # noqa: F401
+
+gc.freeze()  # so that a rank that leaves looks for garbage among its own objects, not all of torch's
+atexit.register(gc.unfreeze)  # else extension modules warn of leaks when the server ends
 
 
 @atexit.register

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from normlab import pictures
 from normlab.config import Config
 from normlab.config.norm import BatchStatisticsConfig, RunningStats
 from normlab.data.batches import Inputs, eval_batches, precise_batches
@@ -226,6 +225,8 @@ class Evaluator:
         """Name -> what draws it, of the last metrics; of segmentation only. No collective: one rank may draw."""
         if not isinstance(self.task, Segmentation):
             return {}
+        from normlab import pictures  # matplotlib, which takes half a second to import
+
         task, classes, palette_K3 = self.task, self.dataset.classes, self.dataset.palette_K3
         assert palette_K3 is not None
         return {

@@ -136,9 +136,11 @@ def in_order(group: str, choices: Iterable[str]) -> list[str]:
 
 def describe_choices() -> str:
     """Each group with its choices, for `--help`."""
-    loader = GlobalHydra.instance().config_loader()
-    groups = (*SCHEMAS, "experiment")
-    return "\n".join(f"{group}: {', '.join(in_order(group, loader.get_group_options(group)))}" for group in groups)
+    loader: Any = GlobalHydra.instance().config_loader()
+    options = loader.repository.get_group_options  # the loader's own copies the repository, in every command
+    return "\n".join(
+        f"{group}: {', '.join(in_order(group, options(group)))}" for group in (*SCHEMAS, "experiment")
+    )
 
 
 def choice_of(group: str, schema: str) -> str:
