@@ -6,7 +6,7 @@ A mistake in their code is a ConfigError that says where in it: the one line tha
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,3 +77,13 @@ def said_in(error: Exception) -> str:
             where = f" at {Path(frame.filename).relative_to(os.getcwd())}:{frame.lineno}"
     text = " ".join(str(error).split())
     return f"{type(error).__name__}{where}" + (f": {text}" if text else "")
+
+
+def named(value: Any) -> str:
+    """What the user's code gave, in words."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        kind = "a tensor" if type(value).__name__ == "Tensor" else "an array"
+        return f"{kind} {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, Mapping):
+        return f"a dict of {', '.join(map(str, value))}"
+    return f"something of type {type(value).__name__}"

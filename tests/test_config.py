@@ -23,6 +23,7 @@ from normlab.run import RESULTS_VERSION
 from tests.runs import CONF, SEGMENTATION, choices, typed
 
 OWN = {
+    "data=custom": ["data.target=my_data:load"],
     "model=custom": ["model.target=torchvision.models:resnet18"],
     "model=custom_segmentation": [
         "model.target=torchvision.models.segmentation:fcn_resnet50",
@@ -64,6 +65,9 @@ def test_every_choice_has_a_builder(choice):
         cfg = composed(choice, *nowhere)
         with pytest.raises(ConfigError, match=r"data\.root"):  # there is nothing to read, said by its own source
             data.load(cfg.data)
+        return
+    if choice == "data=custom":
+        assert callable(cfg.data.made_by())
         return
     if group == "data":  # generated
         dataset = data.load(composed(choice, "data.num_train=20", "data.num_test=10").data)

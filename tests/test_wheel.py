@@ -61,20 +61,26 @@ def test_the_installed_command_trains_sweeps_and_reports_from_an_empty_folder(in
     assert "normlab train norm=syncbn" in run("normlab train --help")
     (tmp_path / "my_nets.py").write_text(
         "import torchvision\n\n\n"
-        "def build(num_classes):\n    return torchvision.models.resnet18(num_classes=num_classes)\n"
+        "def build(num_classes):\n    return torchvision.models.resnet18(num_classes=num_classes)\n\n\n"
+        "def load(**args):\n    data = torchvision.datasets.FakeData(**args)\n"
+        "    return {'train': data, 'test': data}\n"
     )
-    own = ("model=custom", "model.target=my_nets:build")
-    assert "finished: val/loss" in run("normlab train experiment=quickstart epochs=1", *TINY, *own)
+    own = ("model=custom", "model.target=my_nets:build", "data=custom", "data.target=my_nets:load")
+    own += ("data.args={size: 96, image_size: [3, 32, 32]}", "data.cache_dir=cache")
+    sizes = [word for word in TINY if not word.startswith("data.")]
+    assert "finished: val/loss" in run("normlab train experiment=quickstart epochs=1", *sizes, *own)
     preset = tmp_path / "my_conf/experiment/mine.yaml"
     preset.parent.mkdir(parents=True)
     preset.write_text(
         "# @package _global_\nepochs: 1\nhydra: {mode: MULTIRUN, sweeper: {params: {norm: 'bn,gn'}}}\n"
     )
-    assert "2 finished" in run("normlab train --config-dir my_conf experiment=mine", *TINY, *own)
+    assert "2 finished" in run("normlab train --config-dir my_conf experiment=mine", *sizes, *own)
     assert "2 finished" in run("normlab status runs/mine")
     run("normlab report runs/mine")
     assert (tmp_path / "runs/mine/report/index.html").exists()
-    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"my_conf", "my_nets.py", "runs"}
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {
+        *("my_conf", "my_nets.py", "runs", "cache"),
+    }
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
-from normlab.config.section import Choice, ConfigError, choice, setting
+from normlab.config.section import Choice, ConfigError, choice, name_of_target, setting
 
 
 @dataclass(kw_only=True)
@@ -97,6 +97,37 @@ class ImageFolderConfig(DataConfig):
 
     cache_dir: str | None = setting(None, identity=False)
     """Where decoded pixels are kept. null: $XDG_CACHE_HOME/normlab, or ~/.cache/normlab."""
+
+
+@choice("custom")
+@dataclass(kw_only=True)
+class CustomDataConfig(DataConfig):
+    """A data set of your own, with a class for each picture."""
+
+    builder = "normlab.data.custom:read"
+    names: ClassVar[tuple[str, ...] | None] = None
+    library: ClassVar[str] = "custom"
+
+    name: str = ""
+    """Determined by the target: my_data.load."""
+
+    target: str = setting("", identity=False)
+    """`module:name` of what gives the data, in the folder of the command: called with args, it gives a dict of
+    `train` and `test`, and if there are, `val` and `classes`. A split has a length, and gives (picture, label) at
+    each index. Each picture is read once, into a cache, so what is drawn at random is drawn once."""
+
+    args: dict[str, Any] = setting({}, identity=False)
+    """Arguments of the target by their names, such as 'data.args={root: birds}'."""
+
+    image_size: int = setting(32, minimum=4, maximum=4096)
+    """Side in pixels: the shorter side is resized to it, then the centre is cut out."""
+
+    cache_dir: str | None = setting(None, identity=False)
+    """Where the pixels are kept. null: $XDG_CACHE_HOME/normlab, or ~/.cache/normlab."""
+
+    def __post_init__(self) -> None:
+        self.name = name_of_target(self, self.target, "my_data:load")
+        super().__post_init__()
 
 
 LARGEST_WINDOW = 16384

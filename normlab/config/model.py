@@ -1,13 +1,12 @@
 """Networks."""
 
-import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
-from normlab.config.section import Choice, ConfigError, choice, setting
+from normlab.config.section import Choice, ConfigError, choice, name_of_target, setting
 
 
 class Stem(Enum):
@@ -190,14 +189,7 @@ class CustomModelConfig(ModelConfig):
     """Further arguments of the target by their names, such as 'model.args={width: 32}'."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w+(\.\w+)*:\w+", self.target):
-            raise ConfigError(
-                f"model.target={self.target} is no module:name; give one, such as model.target=my_nets:build."
-            )
-        made = self.target.replace(":", ".")
-        if self.name not in ("", made):
-            raise ConfigError(f"model.name={self.name} is no name of model.target={self.target}; leave it out.")
-        self.name = made
+        self.name = name_of_target(self, self.target, "my_nets:build")
         super().__post_init__()
 
 

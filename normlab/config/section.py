@@ -1,6 +1,7 @@
 """What every part of the configuration is made of: fields with ranges, checked when a section is made."""
 
 import math
+import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -29,8 +30,8 @@ def setting(
     """A dataclass field with its range, and whether it is part of a run's identity (changes its result)."""
     limits = {"minimum": minimum, "above": above, "maximum": maximum, "below": below}
     metadata = {"limits": {k: v for k, v in limits.items() if v is not None}, "identity": identity}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, (list, dict)):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -157,6 +158,22 @@ def imported(path: str) -> Any:
 
 
 C = TypeVar("C", bound=type[Choice])
+
+
+def name_of_target(section: Choice, target: str, example: str) -> str:
+    """What a section is called that holds something of the user's own, `module:name`: module.name.
+
+    Raises: ConfigError where the target is none, or the section has another name.
+    """
+    if not re.fullmatch(r"\w+(\.\w+)*:\w+", target):
+        key = section.key("target")
+        raise ConfigError(f"{key}={target} is no module:name; give one, such as {key}={example}.")
+    made = target.replace(":", ".")
+    if section.name not in ("", made):
+        raise ConfigError(
+            f"{section.key('name')}={section.name} is no name of {section.key('target')}={target}; leave it out."
+        )
+    return made
 
 
 def choice(name: str) -> Callable[[C], C]:

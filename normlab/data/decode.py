@@ -114,13 +114,15 @@ def grey_values(image: Image.Image) -> np.ndarray:
 
 
 def decode(path: str, size: int) -> np.ndarray:
-    """One image as RGB, its shorter side resized to `size`, its centre cut out: (size, size, 3) uint8.
-
-    Raises: ConfigError naming the file.
-    """
+    """One image by `as_rgb` and `as_square`: (size, size, 3) uint8. Raises: ConfigError naming the file."""
     with opened(path) as image:
         image.draft("RGB", (2 * size, 2 * size))  # a large JPEG: decode no more than is needed
         pixels = as_rgb(image)
+    return as_square(pixels, size)
+
+
+def as_square(pixels: Image.Image, size: int) -> np.ndarray:
+    """An RGB image, its shorter side resized to `size`, its centre cut out: (size, size, 3) uint8."""
     pixels = _centre(pixels, *(min(side, LONGEST * min(pixels.size)) for side in pixels.size))
     width, height = pixels.size
     if min(width, height) != size:

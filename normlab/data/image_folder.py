@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from normlab.config import ConfigError
 from normlab.config.data import ImageFolderConfig
-from normlab.data.cache import ArrayWriter, DamagedError, digest, map_array, write_text
+from normlab.data.cache import ArrayWriter, DamagedError, digest
 from normlab.data.dataset import LabelledImages, PixelMoments, Source
 from normlab.data.decode import SUFFIXES, decode_all
+from normlab.data.images import INT64, UINT8, open_images, write_meta
 from normlab.data.listing import Tell, announce, cached, data_root, entries, files_under, held_out_folders
 
 CACHE_VERSION = 2
@@ -31,8 +31,6 @@ OF_MASKS = {"masks", "mask", "labels", "label", "annotations", "annotation", "se
 
 SHOWN = 20
 """How many classes are listed with their counts."""
-
-UINT8, INT64 = np.dtype(np.uint8), np.dtype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -141,35 +139,15 @@ def _build(folder: Path, *, listings: dict[str, Listing], size: int, tell: Tell,
                     moments.add(block_BHWC)
                 done += len(block_BHWC)
                 tell(f"decoding {name}", done, total)
-    mean_C, std_C = moments.result()
-    meta = {
-        "version": CACHE_VERSION,
-        "classes": classes,
-        "mean": mean_C.tolist(),
-        "std": std_C.tolist(),
-        "fingerprint": content.hexdigest(),
-    }
-    write_text(folder / "meta.json", json.dumps(meta, indent=1))
+    write_meta(folder, CACHE_VERSION, classes, moments, content.hexdigest())
 
 
 def _open(folder: Path, *, listings: dict[str, Listing], size: int) -> Source:
     """What _build made, memory-mapped. Raises: DamagedError."""
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        fingerprint = str(meta["fingerprint"])
-        mean_C = torch.tensor(meta["mean"], dtype=torch.float64)
-        std_C = torch.tensor(meta["std"], dtype=torch.float64)
-        known = meta["version"] == CACHE_VERSION and meta["classes"] == listings["train"].classes
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{folder / 'meta.json'}: {error}") from error
-    if not known or mean_C.shape != (3,) or std_C.shape != (3,):
-        raise DamagedError(f"{folder / 'meta.json'} does not describe these images")
-    splits = {}
-    for split, listing in listings.items():
-        count = len(listing.paths)
-        images_BHWC = map_array(folder / f"{split}_images.npy", (count, size, size, 3), UINT8)
-        labels_B = map_array(folder / f"{split}_labels.npy", (count,), INT64)
-        if labels_B.tolist() != listing.labels:
+    sizes = {split: len(listing.paths) for split, listing in listings.items()}
+    source = open_images(folder, CACHE_VERSION, sizes, size, listings["train"].classes)
+    for found, listing in zip((source.train, source.test), listings.values(), strict=True):
+        assert isinstance(found, LabelledImages)
+        if found.labels_B.tolist() != listing.labels:
             raise DamagedError(f"{folder} has other labels")
-        splits[split] = LabelledImages(images_BHWC, labels_B.clone())
-    return Source(splits["train"], splits["test"], listings["train"].classes, fingerprint, mean_C, std_C)
+    return source

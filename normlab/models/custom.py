@@ -5,7 +5,7 @@ from torch import nn
 
 from normlab.config import ConfigError
 from normlab.config.model import CustomModelConfig, CustomSegmentationModelConfig
-from normlab.targets import call_target, said_in
+from normlab.targets import call_target, named, said_in
 
 
 def custom_model(cfg: CustomModelConfig, num_classes: int) -> nn.Module:
@@ -18,7 +18,7 @@ def custom_model(cfg: CustomModelConfig, num_classes: int) -> nn.Module:
     model = call_target("model.target", cfg.target, cfg.args, num_classes=num_classes)
     if not isinstance(model, nn.Module):
         raise ConfigError(
-            f"model.target={cfg.target} gave {_named(model)}; let it return an nn.Module built with BatchNorm."
+            f"model.target={cfg.target} gave {named(model)}; let it return an nn.Module built with BatchNorm."
         )
     return model
 
@@ -47,15 +47,5 @@ def check_output(
             wanted = f"logits {shape}" if not name else f"a dict whose {name} holds logits {shape}"
             raise ConfigError(
                 f"model.target={cfg.target}: for images (2, {', '.join(map(str, images_shape))}) of {num_classes} "
-                f"classes the model gave {_named(output if given is None else given)}; let it give {wanted}."
+                f"classes the model gave {named(output if given is None else given)}; let it give {wanted}."
             )
-
-
-def _named(value: object) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"a tensor {tuple(value.shape)}"
-    return (
-        f"a dict of {', '.join(map(str, value))}"
-        if isinstance(value, dict)
-        else f"something of type {type(value).__name__}"
-    )

@@ -107,9 +107,9 @@ def test_a_segmentation_model_gives_a_dict_of_maps(here):
     [
         ("raises", r"NameError at own_\d+\.py:30: name 'missing' is not defined"),
         ("Fails", r"TypeError at own_\d+\.py:24: .*unexpected keyword argument 'missing'"),
-        ("nothing", r"the model gave a tensor \(2, 3072\); let it give logits \(2, 10\)"),
+        ("nothing", r"the model gave a tensor \(2, 3072\) of float32; let it give logits \(2, 10\)"),
         ("number", r"gave something of type int; let it return an nn\.Module"),
-        ("maps", r"the model gave a tensor \(2, 4, 30, 30\); let it give logits \(2, 10\)"),
+        ("maps", r"the model gave a tensor \(2, 4, 30, 30\) of float32; let it give logits \(2, 10\)"),
         (
             "constant",
             r"has no constant that can be called; it has build, Maps, Fails, nothing, raises, number, maps",

@@ -1,0 +1,144 @@
+"""Data that users name as module:name, decoded once into the cache that image folders have."""
+
+import hashlib
+import json
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from normlab.config import ConfigError
+from normlab.config.data import CustomDataConfig
+from normlab.data.cache import ArrayWriter, digest
+from normlab.data.dataset import PixelMoments, Source
+from normlab.data.decode import as_rgb, as_square
+from normlab.data.images import INT64, UINT8, open_images, write_meta
+from normlab.data.listing import Tell, announce, cached
+from normlab.targets import call_target, named, said_in, source_file
+
+CACHE_VERSION = 1
+"""To be raised when the pixels or the files of the cache change."""
+
+PROGRESS_EVERY = 256
+"""Pictures between two lines of progress."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the target gave."""
+
+    splits: dict[str, Any]
+    """Name -> what has a length, and (picture, label) at each index."""
+
+    classes: list[str] | None
+
+
+def read(cfg: CustomDataConfig, tell: Tell) -> Source:
+    """What `data.target` gives for `data.args`, out of the cache, which is made first where it is missing.
+
+    The cache is made again when the target's file, its arguments or the length of a split change; what else the
+    data depend on, it cannot know.
+    Raises: ConfigError that names the target.
+    """
+    given = _given(cfg)
+    file = source_file("data.target", cfg.target)
+    sizes = {split: len(samples) for split, samples in given.splits.items()}
+    source_code = hashlib.sha256(file.read_bytes()).hexdigest()
+    args = json.dumps(cfg.args, sort_keys=True)
+    build = partial(_build, cfg=cfg, given=given, tell=tell)
+    read = partial(open_images, version=CACHE_VERSION, sizes=sizes, size=cfg.image_size, classes=given.classes)
+    key = digest(CACHE_VERSION, source_code, sizes, given.classes)
+    return cached(cfg.cache_dir, file.with_name(f"{cfg.name}{args}"), cfg.image_size, key, read, build)
+
+
+def _given(cfg: CustomDataConfig) -> Given:
+    made = call_target("data.target", cfg.target, cfg.args)
+    names = {"train", "test", "val", "classes"}
+    if not isinstance(made, Mapping) or not {"train", "test"} <= made.keys() <= names:
+        raise ConfigError(
+            f"data.target={cfg.target} gave {named(made)}; let it give a dict of train and test, and if there "
+            "are, val and classes."
+        )
+    splits = {split: made[split] for split in ("train", "test", "val") if split in made}
+    for split, samples in splits.items():
+        if not hasattr(samples, "__len__") or not hasattr(samples, "__getitem__") or not len(samples):
+            what = "nothing" if hasattr(samples, "__len__") and not len(samples) else named(samples)
+            raise ConfigError(
+                f"data.target={cfg.target} gave {what} for {split}; let it be a list, or a data set with a "
+                "length, of (picture, label)."
+            )
+    classes = made.get("classes", getattr(splits["train"], "classes", None))
+    return Given(splits, None if classes is None else list(map(str, classes)))
+
+
+def _build(folder: Path, *, cfg: CustomDataConfig, given: Given, tell: Tell) -> None:
+    """Read every picture into `folder`, with the content's fingerprint and the training pixels' moments."""
+    size, done = cfg.image_size, 0
+    total = sum(map(len, given.splits.values()))
+    announce(folder, f"{total} pictures of {cfg.target}", total * size * size * 3, tell)
+    content, moments = hashlib.blake2b(digest_size=16), PixelMoments()
+    labels: dict[str, np.ndarray] = {}
+    for split, samples in given.splits.items():
+        labels[split] = np.empty(len(samples), dtype=INT64)
+        with ArrayWriter(folder / f"{split}_images.npy", (len(samples), size, size, 3), UINT8) as writer:
+            for index in range(len(samples)):
+                image_HWC, labels[split][index] = _sample(cfg, given, split, index)
+                writer.write(image_HWC)
+                content.update(image_HWC.tobytes())
+                if split == "train":
+                    moments.add(image_HWC[None])
+                done += 1
+                if done % PROGRESS_EVERY == 0 or done == total:
+                    tell(f"reading {cfg.target}", done, total)
+        with ArrayWriter(folder / f"{split}_labels.npy", labels[split].shape, INT64) as writer:
+            writer.write(labels[split])
+    classes = given.classes or [str(label) for label in range(1 + max(int(of.max()) for of in labels.values()))]
+    content.update(json.dumps([classes, {split: of.tolist() for split, of in labels.items()}, size]).encode())
+    write_meta(folder, CACHE_VERSION, classes, moments, content.hexdigest())
+
+
+def _sample(cfg: CustomDataConfig, given: Given, split: str, index: int) -> tuple[np.ndarray, int]:
+    """A picture (size, size, 3) uint8, and its label. Raises: ConfigError that names them."""
+    where = f"data.target={cfg.target}: {split}[{index}]"
+    try:
+        sample = given.splits[split][index]
+    except Exception as error:
+        raise ConfigError(f"{where}: {said_in(error)}.") from error
+    if isinstance(sample, Mapping) and {"image", "label"} <= sample.keys():
+        sample = sample["image"], sample["label"]
+    if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+        raise ConfigError(f"{where} is {named(sample)}; let it be (picture, label), or a dict of image and label.")
+    picture, label = sample
+    try:
+        label = operator.index(label)  # of NumPy and torch too
+    except TypeError:
+        raise ConfigError(f"{where} has the label {label}; let it be the number of the class, from 0.") from None
+    if label < 0 or (given.classes is not None and label >= len(given.classes)):
+        known = f"0 to {len(given.classes) - 1}, which classes names" if given.classes else "at least 0"
+        raise ConfigError(f"{where} has the label {label}; let it be {known}.")
+    try:
+        pixels = _rgb(picture)
+    except ValueError as error:  # of what is grey by no known scale
+        raise ConfigError(f"{where} is a picture of {error}.") from error
+    if pixels is None:
+        raise ConfigError(
+            f"{where} has for its picture {named(picture)}; let it be one of PIL, or uint8 values: an array "
+            "(H, W, 3) or a tensor (3, H, W). Pictures are normalised and augmented here."
+        )
+    return as_square(pixels, cfg.image_size), label
+
+
+def _rgb(picture: Any) -> Image.Image | None:
+    if isinstance(picture, Image.Image):
+        return as_rgb(picture)
+    if isinstance(picture, torch.Tensor) and picture.ndim == 3:
+        picture = picture.permute(1, 2, 0).numpy()
+    if not isinstance(picture, np.ndarray) or picture.dtype != UINT8:
+        return None
+    return Image.fromarray(picture) if picture.ndim == 3 and picture.shape[2] == 3 else None

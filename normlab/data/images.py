@@ -1,0 +1,53 @@
+"""The cache of labelled images of one size: what lies beside the pixels, and how it is opened."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from normlab.data.cache import DamagedError, map_array, write_text
+from normlab.data.dataset import LabelledImages, PixelMoments, Source
+
+UINT8, INT64 = np.dtype(np.uint8), np.dtype(np.int64)
+
+
+def write_meta(folder: Path, version: int, classes: list[str], moments: PixelMoments, fingerprint: str) -> None:
+    """What `open_images` needs besides <split>_images.npy and <split>_labels.npy."""
+    mean_C, std_C = moments.result()
+    meta = {
+        "version": version,
+        "classes": classes,
+        "mean": mean_C.tolist(),
+        "std": std_C.tolist(),
+        "fingerprint": fingerprint,
+    }
+    write_text(folder / "meta.json", json.dumps(meta, indent=1))
+
+
+def open_images(
+    folder: Path, version: int, sizes: dict[str, int], size: int, classes: list[str] | None = None
+) -> Source:
+    """The splits of `sizes` images each, memory-mapped. Of classes that are not given, the file tells.
+
+    Raises: DamagedError.
+    """
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        fingerprint = str(meta["fingerprint"])
+        mean_C = torch.tensor(meta["mean"], dtype=torch.float64)
+        std_C = torch.tensor(meta["std"], dtype=torch.float64)
+        classes = meta["classes"] if classes is None else classes
+        known = meta["version"] == version and meta["classes"] == classes
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{folder / 'meta.json'}: {error}") from error
+    if not known or mean_C.shape != (3,) or std_C.shape != (3,):
+        raise DamagedError(f"{folder / 'meta.json'} does not describe these images")
+    splits = {}
+    for split, count in sizes.items():
+        images_BHWC = map_array(folder / f"{split}_images.npy", (count, size, size, 3), UINT8)
+        labels_B = map_array(folder / f"{split}_labels.npy", (count,), INT64)
+        splits[split] = LabelledImages(images_BHWC, labels_B.clone())
+    return Source(
+        splits["train"], splits["test"], list(classes), fingerprint, mean_C, std_C, val=splits.get("val")
+    )
