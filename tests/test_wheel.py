@@ -58,6 +58,7 @@ def test_the_installed_command_trains_sweeps_and_reports_from_an_empty_folder(in
 
     where = "import normlab, launch; print(normlab.__file__, launch.__file__)"
     assert all(str(installed.parent) in path for path in run("python -c", where).split())
+    assert list(installed.parent.glob("lib/*/site-packages/normlab/py.typed"))
     assert "normlab train norm=syncbn" in run("normlab train --help")
     (tmp_path / "my_nets.py").write_text(
         "import torchvision\n\n\n"

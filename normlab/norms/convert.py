@@ -11,6 +11,8 @@ from normlab.config.norm import NormConfig
 from normlab.config.section import imported
 from normlab.markdown import markdown_table
 from normlab.norms.activations import Activations, find_activations
+from normlab.norms.batch_renorm import BatchRenorm
+from normlab.norms.ghost_batch_norm import GhostBatchNorm
 from normlab.norms.replace import (
     BATCH_NORMS,
     Build,
@@ -20,10 +22,15 @@ from normlab.norms.replace import (
     refuse_hooks,
     replace_layers,
     with_activation_of,
+    with_parameters_of,
 )
+from normlab.norms.sync_batch_norm import SyncBatchNorm
+from normlab.norms.virtual_batch_norm import VirtualBatchNorm
 from normlab.norms.weight_standardization import standardised_convolutions
 
 LEFT_ALONE = "left alone"
+
+_EVALUATED_AS_BATCH_NORM = (SyncBatchNorm, nn.SyncBatchNorm, VirtualBatchNorm, GhostBatchNorm, BatchRenorm)
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,40 @@ def convert_norms(
         ]
     followers.remove(model)
     return replace_layers(model, replacements | convolutions)
+
+
+def to_batch_norm(model: nn.Module, kind: type[_BatchNorm] = nn.BatchNorm2d) -> nn.Module:
+    """`model` with each layer that evaluates as BatchNorm does as a BatchNorm of `kind`: to export or share it.
+
+    These are SyncBatchNorm (torch's too), VirtualBatchNorm, GhostBatchNorm and BatchRenorm; other layers stay as
+    they are. Parameters and running statistics stay the same objects, and the training flag carries over; of
+    several virtual ranks' statistics those of rank 0 are kept. `kind` says how many axes the inputs have, which
+    the layers do not know: where a model has layers of several kinds, convert its parts one after the other.
+    Eval: the same outputs as before. Train: the statistics are those of this rank's whole batch.
+    Returns the model, which is another object only where it is itself such a layer.
+    Raises: ConfigError on a layer with hooks, before anything has been changed.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if type(layer) in _EVALUATED_AS_BATCH_NORM}
+    refuse_hooks(layers, ConfigError)
+    replacements: dict[nn.Module, nn.Module] = {}
+    for layer in layers.values():
+        assert isinstance(layer, _BatchNorm)
+        new = kind(
+            layer.num_features,
+            layer.eps,
+            layer.momentum,
+            layer.affine,
+            layer.track_running_stats,
+            device="meta",  # nothing to allocate: everything is taken over
+            bias=layer.bias is not None,
+        )
+        with_parameters_of(new, layer)
+        for name in ("running_mean", "running_var"):
+            rows = getattr(layer, name)
+            setattr(new, name, rows[0].clone() if rows is not None and rows.dim() == 2 else rows)
+        new.num_batches_tracked = layer.num_batches_tracked
+        replacements[layer] = with_activation_of(new, layer)
+    return replace_layers(model, replacements)
 
 
 def norm_layers(model: nn.Module) -> dict[str, _BatchNorm]:

@@ -53,7 +53,8 @@ def find_batch_norms(
 def refuse_hooks(layers: Mapping[str, nn.Module], error: type[Exception]) -> None:
     """Raises: `error` where a layer has hooks, which a new layer in its place would not have."""
     for name, layer in layers.items():
-        hooks = [kind for kind in _HOOKS if getattr(layer, kind, None)]
+        of_kind = {kind: (getattr(layer, kind, None) or {}).values() for kind in _HOOKS}
+        hooks = [kind for kind, given in of_kind.items() if any(hook is not _drop_and_activate for hook in given)]
         if hooks:
             raise error(
                 f"layer {layer_label(name, layer)} has hooks ({', '.join(hooks)}) that its conversion would "

@@ -18,7 +18,7 @@ from normlab.config.norm import (
     NormConfig,
     SyncBatchNormConfig,
 )
-from normlab.norms import NORMS, SyncBatchNorm, convert_norms
+from normlab.norms import NORMS, SyncBatchNorm, convert_norms, to_batch_norm
 from normlab.norms.convert import norm_layers
 from normlab.norms.docs import definition
 from normlab.norms.frozen_batch_norm import FrozenBatchNorm
@@ -245,3 +245,68 @@ def test_groups_that_do_not_divide_name_the_layer_its_channels_and_the_choices()
     assert type(net[0]) is nn.BatchNorm2d
     with pytest.raises(ConfigError, match=r"norm.channels_per_group=16 .* 8 channels of layer 0"):
         convert_norms(net, GroupNormConfig(channels_per_group=16))
+
+
+# --- and back -------------------------------------------------------------------------------------------
+
+
+def trained(net):
+    """With running statistics that are no round numbers, other ones on each virtual rank."""
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point() and ("running" in name or name.endswith(("weight", "bias"))):
+            nn.init.uniform_(tensor, 0.5, 2)
+    return net.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "virtual_ranks"),
+    [("syncbn", 1), ("syncbn", 4), ("bn", 4), ("ghost_bn", 1), ("ghost_bn", 2), ("batch_renorm", 1)],
+)
+def test_a_model_goes_back_to_the_batch_norm_that_it_was_built_with(name, virtual_ranks):
+    net = trained(convert_norms(torchvision.models.resnet18(num_classes=3), config(name), virtual_ranks))
+    x = torch.randn(2, 3, 32, 32)
+    before, parameters = net(x), dict(net.named_parameters())
+    assert to_batch_norm(net) is net
+    assert torch.equal(net(x), before)
+    assert all(net.get_parameter(key) is p for key, p in parameters.items())
+    assert not any(layer.training for layer in net.modules())
+    plain = torchvision.models.resnet18(num_classes=3)
+    assert [type(layer) for layer in net.modules()] == [type(layer) for layer in plain.modules()]
+    plain.load_state_dict(net.state_dict())
+    assert torch.equal(plain.eval()(x), before)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d])
+def test_torchs_sync_batch_norm_goes_back_to_any_kind_with_its_settings(kind):
+    axes = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}[kind]
+    layer = kind(4, eps=1e-3, momentum=None, track_running_stats=False).requires_grad_(False).double()
+    (back,) = to_batch_norm(nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(layer)), kind)
+    assert type(back) is kind
+    assert (back.eps, back.momentum, back.running_mean, back.training) == (1e-3, None, None, True)
+    assert not back.weight.requires_grad
+    x = torch.randn(5, 4, *[3] * axes, dtype=torch.float64)
+    assert torch.equal(back(x), layer(x))
+
+
+def test_other_norms_stay_and_a_layer_may_be_the_model():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8))
+    assert [*to_batch_norm(net)] == [*net]
+    assert type(to_batch_norm(SyncBatchNorm(3))) is nn.BatchNorm2d
+
+
+def test_timms_activation_goes_back_too():
+    timm_layers = pytest.importorskip("timm.layers")
+    net = nn.Sequential(timm_layers.BatchNormAct2d(4, act_layer=nn.GELU))
+    net = trained(convert_norms(net, SyncBatchNormConfig()))
+    x = torch.randn(2, 4, 3, 3)
+    before = net(x)
+    assert type(to_batch_norm(net)[0]) is nn.BatchNorm2d
+    assert torch.equal(net(x), before)
+
+
+def test_a_layer_with_hooks_of_ones_own_does_not_go_back():
+    net = nn.Sequential(SyncBatchNorm(3), SyncBatchNorm(3))
+    net[1].register_forward_hook(print)
+    with pytest.raises(ConfigError, match=r"layer 1 \(SyncBatchNorm\) has hooks \(_forward_hooks\)"):
+        to_batch_norm(net)
+    assert type(net[0]) is SyncBatchNorm
