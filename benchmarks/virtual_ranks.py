@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from normlab.bench.ranks import RankPool
 from normlab.config.model import CifarResNetConfig
 from normlab.config.norm import BatchNormConfig, NormConfig, SyncBatchNormConfig
-from normlab.distributed import available_cores
+from normlab.distributed import NO_BUFFER_SYNC, available_cores
 from normlab.models import build_model
 from normlab.norms import convert_norms
 
@@ -41,7 +41,7 @@ def make_step(
     model = convert_norms(model.to(memory_format=layout), norm, virtual_ranks).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
     if dist.is_initialized():
-        model = DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
+        model = DistributedDataParallel(model, gradient_as_bucket_view=True, **NO_BUFFER_SYNC)
     images_BCHW = torch.randn(samples, 3, 32, 32).contiguous(memory_format=layout)
     labels_B = torch.randint(0, 10, (samples,))
 

@@ -8,17 +8,25 @@ import sys
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from normlab.config import ConfigError
 from normlab.config.config import Device
 from normlab.devices import OwnGpu, all_have_one, fallback_note
 
 T = TypeVar("T")
+
+_KNOWN = signature(DistributedDataParallel).parameters
+NO_BUFFER_SYNC: dict[str, Any] = {
+    next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in _KNOWN): False
+}
+"""For DistributedDataParallel, whose argument has the latter name before torch 2.15."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Ranks:
         if self.world_size == 1:
             return tensor.unsqueeze(0)
         gathered = tensor.new_empty(self.world_size * tensor.numel())
-        dist.all_gather_single(gathered, tensor.flatten())
+        dist.all_gather_into_tensor(gathered, tensor.flatten())
         return gathered.view(self.world_size, *tensor.shape)
 
     def rank0_copy(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from normlab import checkpoint, data
 from normlab.data.batches import TrainBatches
 from normlab.data.dataset import Dataset
-from normlab.distributed import Ranks, device_name
+from normlab.distributed import NO_BUFFER_SYNC, Ranks, device_name
 from normlab.evaluator import Buffers, Evaluator, Stopped
 from normlab.logger import Logger
 from normlab.models import build_model
@@ -98,9 +98,9 @@ class Trainer:
             self.ddp = DistributedDataParallel(
                 self.module,
                 device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
-                # Evaluation sees rank 0's buffers either way, so the broadcast in each forward buys nothing.
-                forward_sync_buffers=False,
                 gradient_as_bucket_view=True,
+                # Evaluation sees rank 0's buffers either way, so the broadcast in each forward buys nothing.
+                **NO_BUFFER_SYNC,
             )
         self.model = torch.compile(self.ddp) if cfg.compile else self.ddp
         converted = [row.name for row in self.norms if row.now != LEFT_ALONE]

@@ -47,10 +47,8 @@ class EvoNormS0(AffineNorm):
     Shape: (B, C, ...) -> (B, C, ...).
     """
 
-    def __init__(
-        self, num_features: int, num_groups: int, eps: float = 1e-5, affine: bool = True, *, bias: bool = True
-    ) -> None:
-        super().__init__(num_features, eps, affine, bias=bias)
+    def __init__(self, num_features: int, num_groups: int, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__(num_features, eps, affine)
         self.num_groups = num_groups
         self.v = nn.Parameter(torch.ones(num_features))
 
@@ -102,9 +100,7 @@ def evonorm_s0(norm: EvoNormS0Config, virtual_ranks: int) -> Build:
     """
 
     def build(layer: _BatchNorm, name: str) -> nn.Module:
-        groups, bias = norm.groups_of(layer.num_features, name), layer.bias is not None
-        return with_parameters_of(
-            EvoNormS0(layer.num_features, groups, eps_of(norm, layer), layer.affine, bias=bias), layer
-        )
+        groups = norm.groups_of(layer.num_features, name)
+        return with_parameters_of(EvoNormS0(layer.num_features, groups, eps_of(norm, layer), layer.affine), layer)
 
     return build

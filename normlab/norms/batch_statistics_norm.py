@@ -87,12 +87,8 @@ class BatchStatisticsNorm(_BatchNorm):
         track_running_stats: bool = True,
         device: Any = None,
         dtype: Any = None,
-        *,
-        bias: bool = True,
     ) -> None:
-        super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, bias=bias
-        )
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         self.groups = groups
         self._set_rows(self.running_mean, self.running_var)
 
@@ -111,7 +107,6 @@ class BatchStatisticsNorm(_BatchNorm):
             affine=layer.affine,
             track_running_stats=layer.track_running_stats,
             device="meta",  # nothing to allocate: everything is taken over
-            bias=layer.bias is not None,
         )
         with_parameters_of(new, layer)
         new.num_batches_tracked = layer.num_batches_tracked

@@ -118,7 +118,6 @@ def to_batch_norm(model: nn.Module, kind: type[_BatchNorm] = nn.BatchNorm2d) -> 
             layer.affine,
             layer.track_running_stats,
             device="meta",  # nothing to allocate: everything is taken over
-            bias=layer.bias is not None,
         )
         with_parameters_of(new, layer)
         for name in ("running_mean", "running_var"):

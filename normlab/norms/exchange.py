@@ -47,7 +47,7 @@ def gather_statistics(stats_S: Tensor, group: Any) -> Tensor:
     if (channel := _channel(group, stats_S)) is not None:
         return channel.gather(stats_S)[0]
     gathered_RS = stats_S.new_empty(dist.get_world_size(group), stats_S.numel())
-    dist.all_gather_single(gathered_RS.view(-1), stats_S, group)
+    dist.all_gather_into_tensor(gathered_RS.view(-1), stats_S, group)
     return gathered_RS
 
 

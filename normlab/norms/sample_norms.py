@@ -63,11 +63,11 @@ class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
 class AffineNorm(nn.Module):
     """Base of layers of `num_features` channels with BatchNorm's gamma and beta, or neither."""
 
-    def __init__(self, num_features: int, eps: float, affine: bool = True, *, bias: bool = True) -> None:
+    def __init__(self, num_features: int, eps: float, affine: bool = True) -> None:
         super().__init__()
         self.num_features, self.eps = num_features, eps
         self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(num_features)) if affine and bias else None
+        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
 
     def affine(self, x: Tensor) -> Tensor:
         """x * gamma_c + beta_c."""
@@ -82,8 +82,8 @@ class AffineNorm(nn.Module):
 class ChannelAffine(AffineNorm):
     """y = x * gamma_c + beta_c, and no normalization. Shape: (B, C, ...) -> (B, C, ...)."""
 
-    def __init__(self, num_features: int, affine: bool = True, *, bias: bool = True) -> None:
-        super().__init__(num_features, 0.0, affine, bias=bias)
+    def __init__(self, num_features: int, affine: bool = True) -> None:
+        super().__init__(num_features, 0.0, affine)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.affine(x).to(x.dtype)
@@ -158,8 +158,7 @@ def instance_norm(norm: InstanceNormConfig, virtual_ranks: int) -> Build:
 
     def build(layer: _BatchNorm, name: str) -> nn.Module:
         kind: Any = next(new for base, new in types.items() if isinstance(layer, base))
-        bias = layer.bias is not None
-        new = kind(layer.num_features, eps_of(norm, layer), affine=layer.affine, bias=bias, device="meta")
+        new = kind(layer.num_features, eps_of(norm, layer), affine=layer.affine, device="meta")
         return with_parameters_of(new, layer)
 
     return build
@@ -196,18 +195,15 @@ def channel_affine(norm: NormConfig, virtual_ranks: int) -> Build:
     """
 
     def build(layer: _BatchNorm, name: str) -> nn.Module:
-        return with_parameters_of(
-            ChannelAffine(layer.num_features, layer.affine, bias=layer.bias is not None), layer
-        )
+        return with_parameters_of(ChannelAffine(layer.num_features, layer.affine), layer)
 
     return build
 
 
 def affine_norm(kind: type[AffineNorm], layer: _BatchNorm, eps: float) -> nn.Module:
-    return with_parameters_of(kind(layer.num_features, eps, layer.affine, bias=layer.bias is not None), layer)
+    return with_parameters_of(kind(layer.num_features, eps, layer.affine), layer)
 
 
 def _group_norm(layer: _BatchNorm, groups: int, eps: float) -> nn.Module:
-    bias = layer.bias is not None
-    new = GroupNorm(groups, layer.num_features, eps, affine=layer.affine, bias=bias, device="meta")
+    new = GroupNorm(groups, layer.num_features, eps, affine=layer.affine, device="meta")
     return with_parameters_of(new, layer)

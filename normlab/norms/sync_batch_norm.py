@@ -170,9 +170,9 @@ class SyncBatchNorm(_BatchNorm):
         *,
         bias: bool = True,
     ) -> None:
-        super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, bias=bias
-        )
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        if not bias:  # not left to torch: before 2.15, a layer has both weight and bias or neither
+            self.register_parameter("bias", None)
         self.process_group = process_group
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -229,7 +229,6 @@ class SyncBatchNorm(_BatchNorm):
             layer.track_running_stats,
             process_group,
             device="meta",  # nothing to allocate: everything is taken over
-            bias=layer.bias is not None,
         )
         with_parameters_of(new, layer)
         new.running_mean, new.running_var = layer.running_mean, layer.running_var

@@ -17,6 +17,7 @@ from normlab.bench.measure import (
     time_steps,
 )
 from normlab.bench.page import NETWORKS, network_rows
+from normlab.distributed import NO_BUFFER_SYNC
 from normlab.models import build_model
 from normlab.norms import NORMS, convert_norms
 from normlab.norms.exchange import over_backend
@@ -81,7 +82,7 @@ def test_sync_batch_norm_sends_what_it_says_one_all_gather_and_one_all_reduce(ra
 def traffic_of_training(rank, norm):
     _, config, num_classes = NETWORKS[0]
     model = convert_norms(build_model(config, num_classes, seed=0), norm_config(norm)).train()
-    model = DistributedDataParallel(model, forward_sync_buffers=False)
+    model = DistributedDataParallel(model, **NO_BUFFER_SYNC)
 
     def step():
         model(torch.randn(2, 3, 32, 32)).sum().backward()
