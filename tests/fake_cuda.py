@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -14,6 +15,8 @@ def fake_cuda(autocast: torch.dtype | None = None) -> Iterator[None]:
     torch's dispatcher treats them as real ones of that device: CUDA's autocast rules hold where `autocast` is
     given, and an operation on tensors of two devices, or on a value, raises. Backward is not available.
     """
+    if torch.__version__ < (2, 15):
+        pytest.skip("older versions of torch abort in BatchNorm of such tensors")
     with FakeTensorMode():
         if autocast is None:
             yield

@@ -36,3 +36,9 @@ def in_groups(name: str, number: int) -> dict[str, int]:
 def overrides_of(name: str) -> list[str]:
     """The same as `config`, as a command line."""
     return [f"norm={name}", *(f"norm.{key}={value}" for key, value in SETTINGS.get(name, {}).items())]
+
+
+def without_bias(layer):
+    """As bias=False makes it in torch 2.15: of older versions, and of a model's own making."""
+    layer.register_parameter("bias", None)
+    return layer

@@ -10,16 +10,18 @@ from torch import nn
 from normlab.config import ConfigError
 from normlab.config.norm import GhostBatchNormConfig
 from normlab.norms import check_norms, convert_norms
-from tests.norms.configs import OF_BATCH, OF_RANK, config
+from tests.norms.configs import OF_BATCH, OF_RANK, config, without_bias
 from tests.norms.definitions import RUNNING, running_moments
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 C = 5
 
 
-def batch_norm(**settings):
+def batch_norm(bias=True, **settings):
     torch.manual_seed(1)
     layer = nn.BatchNorm2d(C, dtype=torch.float64, **settings)
+    if not bias:
+        without_bias(layer)
     for tensor in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
         if tensor is not None:
             nn.init.uniform_(tensor, 0.5, 2)

@@ -24,7 +24,7 @@ from normlab.norms.docs import definition
 from normlab.norms.frozen_batch_norm import FrozenBatchNorm
 from normlab.norms.replace import set_up
 from normlab.norms.sample_norms import ChannelAffine, GroupNorm, InstanceNorm2d
-from tests.norms.configs import ACTIVATING, OF_BATCH, WITH_EPS, config, in_groups
+from tests.norms.configs import ACTIVATING, OF_BATCH, WITH_EPS, config, in_groups, without_bias
 
 LAYERS = {
     "bn": nn.BatchNorm2d,
@@ -83,7 +83,7 @@ def test_affine_weights_dtype_gradient_and_training_flag_carry_over(name):
     net = net.train()
     assert net[0](torch.randn(2, 8, 3, 3, dtype=torch.float64)).dtype == torch.float64
     assert net[1](torch.randn(2, 8, 3, 3)).isfinite().all()
-    biasless = convert_norms(nn.BatchNorm2d(8, bias=False), config(name))
+    biasless = convert_norms(without_bias(nn.BatchNorm2d(8)), config(name))
     assert biasless.bias is None
     assert biasless(torch.randn(2, 8, 3, 3)).shape == (2, 8, 3, 3)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from normlab.config.norm import SyncBatchNormConfig
 from normlab.norms import SyncBatchNorm, convert_norms, exchange, sync_batch_norm, sync_group
+from tests.norms.configs import without_bias
 
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
 CHANNELS = 5
@@ -37,11 +38,13 @@ def exchanging_over(rank, transport, function, *args):
     return seen
 
 
-def batch_norm(dim=4, **settings):
+def batch_norm(dim=4, bias=True, **settings):
     """A BatchNorm in float64 whose affine weights and running statistics are no round numbers."""
     torch.manual_seed(1)
     kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[dim]
     layer = kind(CHANNELS, dtype=torch.float64, **settings)
+    if not bias:
+        without_bias(layer)
     for tensor in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
         if tensor is not None:
             torch.nn.init.uniform_(tensor, 0.5, 2)

@@ -9,6 +9,7 @@ from torch import nn
 from normlab.config import ConfigError
 from normlab.config.norm import BatchNormConfig, SyncBatchNormConfig
 from normlab.norms import SyncBatchNorm, VirtualBatchNorm, check_norms, convert_norms
+from tests.norms.configs import without_bias
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 CHANNELS = 5
@@ -16,9 +17,11 @@ LAYERS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNo
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def batch_norm(dim=4, **settings):
+def batch_norm(dim=4, bias=True, **settings):
     torch.manual_seed(1)
     layer = LAYERS[dim](CHANNELS, dtype=torch.float64, **settings)
+    if not bias:
+        without_bias(layer)
     for tensor in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
         if tensor is not None:
             nn.init.uniform_(tensor, 0.5, 2)
