@@ -52,7 +52,8 @@ def unpack(folder: Path, into: Path) -> Path:
     """Unpack a published study's runs below `into`. Returns `into`."""
     into.mkdir(parents=True, exist_ok=True)
     with tarfile.open(folder / "runs.tar.xz") as archive:
-        archive.extractall(into, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # which Python has from 3.11.4 on
+        archive.extractall(into)
     return into
 
 
