@@ -50,11 +50,11 @@ def read(cfg: CustomDataConfig, tell: Tell) -> Source:
     file = source_file("data.target", cfg.target)
     sizes = {split: len(samples) for split, samples in given.splits.items()}
     source_code = hashlib.sha256(file.read_bytes()).hexdigest()
-    args = json.dumps(cfg.args, sort_keys=True)
+    root = file.with_name(f"{cfg.name}-{digest(json.dumps(cfg.args, sort_keys=True))}")
     build = partial(_build, cfg=cfg, given=given, tell=tell)
     read = partial(open_images, version=CACHE_VERSION, sizes=sizes, size=cfg.image_size, classes=given.classes)
     key = digest(CACHE_VERSION, source_code, sizes, given.classes)
-    return cached(cfg.cache_dir, file.with_name(f"{cfg.name}{args}"), cfg.image_size, key, read, build)
+    return cached(cfg.cache_dir, root, cfg.image_size, key, read, build)
 
 
 def _given(cfg: CustomDataConfig) -> Given:

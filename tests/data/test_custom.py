@@ -43,7 +43,7 @@ class Pictures:
         }
         return kinds[self.as_kind]
 
-def load(as_kind="PIL", train=7, **more):
+def load(as_kind="PIL", train=7, root="", **more):
     return {"train": Pictures(train, as_kind), "test": Pictures(4, as_kind), **more}
 
 def same(as_kind="PIL"):
@@ -119,6 +119,7 @@ def test_pictures_are_read_once_until_the_file_the_arguments_or_a_length_change(
 
     assert (reads(), reads()) == (11, 0)
     assert reads("data.args.as_kind=array") == 11
+    assert reads("data.args.root=/some/folder") == 11
     assert reads() == 0
     assert reads("data.args.train=8") == 12
     Path(f"{module}.py").write_text(MODULE + "# another\n")
