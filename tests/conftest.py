@@ -42,6 +42,20 @@ def port():
     return number
 
 
+@pytest.fixture
+def own_module(tmp_path, monkeypatch, request):
+    """Writes a user's module into the working folder; gives its name, another in each test."""
+
+    def write(source: str) -> str:
+        name = f"own_{abs(hash(request.node.name))}"
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        return name
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def ranks():
     """A pool of 4 gloo ranks for the session: `ranks.run(fn, *args, world_size=2)`."""

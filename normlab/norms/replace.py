@@ -51,7 +51,10 @@ def find_batch_norms(
 
 
 def refuse_hooks(layers: Mapping[str, nn.Module], error: type[Exception]) -> None:
-    """Raises: `error` where a layer has hooks, which a new layer in its place would not have."""
+    """Raises: `error` where a layer has hooks, which a new layer in its place would not have.
+
+    That of `with_activation_of` is none of them: it is to be called for the new layer.
+    """
     for name, layer in layers.items():
         of_kind = {kind: (getattr(layer, kind, None) or {}).values() for kind in _HOOKS}
         hooks = [kind for kind, given in of_kind.items() if any(hook is not _drop_and_activate for hook in given)]

@@ -9,7 +9,14 @@ from torch.autograd.function import Function, once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normlab.norms.exchange import gather_statistics, merge_statistics, sum_gradients
-from normlab.norms.replace import BATCH_NORMS, find_batch_norms, refuse_hooks, replace_layers, with_parameters_of
+from normlab.norms.replace import (
+    BATCH_NORMS,
+    find_batch_norms,
+    refuse_hooks,
+    replace_layers,
+    with_activation_of,
+    with_parameters_of,
+)
 
 VALUES_AT_A_TIME = 1 << 16
 """Under reduced precision: values of x that the backward holds in float32 at once, where a sample has no more."""
@@ -248,6 +255,5 @@ class SyncBatchNorm(_BatchNorm):
         known = (*BATCH_NORMS, nn.SyncBatchNorm, cls)
         layers = find_batch_norms(module, known, TypeError)
         refuse_hooks(layers, ValueError)
-        return replace_layers(
-            module, {layer: cls.from_batch_norm(layer, process_group) for layer in layers.values()}
-        )
+        new = {layer: cls.from_batch_norm(layer, process_group) for layer in layers.values()}
+        return replace_layers(module, {old: with_activation_of(layer, old) for old, layer in new.items()})

@@ -67,13 +67,8 @@ def lazy():
 
 
 @pytest.fixture
-def module(tmp_path, monkeypatch, request) -> str:
-    """A module of MODULE in the working folder; its name, another in each test."""
-    name = f"own_data_{abs(hash(request.node.name))}"
-    (tmp_path / f"{name}.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return name
+def module(own_module) -> str:
+    return own_module(MODULE)
 
 
 def overrides(target: str, *more: str) -> list[str]:
@@ -138,8 +133,8 @@ def test_the_fingerprint_is_of_what_was_read_and_not_of_how(module):
     [
         ("number", r"gave something of type int; let it give a dict of train and test"),
         ("lonely", r"gave a dict of train; let it give a dict of train and test"),
-        ("raises", r"NameError at own_data_\d+\.py:\d+: name 'missing' is not defined"),
-        ("lazy", r"train\[0\]: ZeroDivisionError at own_data_\d+\.py:\d+: division by zero"),
+        ("raises", r"NameError at own_\d+\.py:\d+: name 'missing' is not defined"),
+        ("lazy", r"train\[0\]: ZeroDivisionError at own_\d+\.py:\d+: division by zero"),
         ("load float", r"train\[0\] has for its picture a tensor \(3, 6, 5\) of float32; let it be one of PIL"),
         ("load grey", r"train\[0\] is a picture of floats, with no defined black and white"),
         ("load alone", r"train\[0\] is an array \(6, 5, 3\) of uint8; let it be \(picture, label\)"),

@@ -55,13 +55,8 @@ constant = 3
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch, request) -> str:
-    """A module of MODULE in the working folder; its name, another in each test."""
-    name = f"own_{abs(hash(request.node.name))}"
-    (tmp_path / f"{name}.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return name
+def here(own_module) -> str:
+    return own_module(MODULE)
 
 
 def planned(*overrides: str, model: str = "custom"):
