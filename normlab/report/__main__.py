@@ -6,7 +6,7 @@ python -m normlab.report runs/batch_size
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,7 +31,11 @@ nothing is written into the study. Runs that still go on, failed or diverged are
 
 def main(arguments: Sequence[str] | None = None) -> None:
     try:
-        report(_parse(arguments))
+        args = _parse(arguments)
+        if args.watch is None:
+            report(args)
+        else:
+            _watch(args)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -60,22 +64,45 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--export", type=Path, metavar="FILE", help="all points in one .csv or .parquet; no report"
     )
     parser.add_argument("--text", action="store_true", help="tables in the terminal, and nothing else")
+    parser.add_argument(
+        "--watch",
+        type=float,
+        nargs="?",
+        const=10.0,
+        metavar="SECONDS",
+        help="show the page on 127.0.0.1, and make it again as runs change; looks every 10 s, or as given",
+    )
+    parser.add_argument("--port", type=int, default=0, help="of --watch; default: one that is free")
     args = parser.parse_args(arguments)
     if (args.study is None) == (args.compare is None):
         parser.error("give a study's folder, or --compare with two")
+    if args.watch is not None and (args.text or args.export):
+        parser.error("--watch makes the page; leave out --text and --export")
+    if args.watch is not None and not args.watch > 0:
+        parser.error(f"--watch {args.watch:g} is no number of seconds above 0")
+    if not 0 <= args.port < 1 << 16:
+        parser.error(f"--port {args.port} is not a port: 1 to {(1 << 16) - 1}")
     return args
 
 
+def _watch(args: argparse.Namespace) -> None:
+    from normlab.report.watch import watch
+
+    out, _ = _folders(args)
+    roots = args.compare or [args.study]
+    watch(lambda: report(args), roots, out / "index.html", args.watch, args.port)
+
+
 def report(args: argparse.Namespace) -> None:
-    """What the command does. Raises: ConfigError."""
-    began = time.perf_counter()
+    """Make one report, and show it unless it is being watched. Raises: ConfigError."""
+    say = _timed() if args.watch is None else lambda text: None
     study = Study(*(read(folder) for folder in args.compare or [args.study]))
-    _say(f"read {len(study.runs):,} runs, {len(study.points):,} points", began)
+    say(f"read {len(study.runs):,} runs, {len(study.points):,} points")
     if args.export:
         from normlab.report.export import export
 
         export(study, args.export)
-        _say(f"{args.export}: {len(study.points):,} points", began)
+        say(f"{args.export}: {len(study.points):,} points")
         return
     metric = args.metric or study.default_metric()
     study.check_metric(metric)
@@ -86,18 +113,23 @@ def report(args: argparse.Namespace) -> None:
         raise ConfigError(f"no run below {study.root} has a norm and a seed; --text says what there is.")
     if not args.text:
         _check_folders(args)  # before anything is shown, since the end of what is shown is what is read
-    shown = grids(study, metric, x, baseline)
-    if "images_per_second" in study.metrics and metric != "images_per_second":
-        shown += grids(study, "images_per_second", x, None)
     found = findings(study, metric, baseline)
-    _print(shown, found)
-    if args.text:
-        return
-    _write(study, metric, baseline, found, args, began)
+    if args.watch is None:
+        shown = grids(study, metric, x, baseline)
+        if "images_per_second" in study.metrics and metric != "images_per_second":
+            shown += grids(study, "images_per_second", x, None)
+        _print(shown, found)
+    if not args.text:
+        _write(study, metric, baseline, found, args, say)
 
 
 def _write(
-    study: Study, metric: str, baseline: str | None, found: list[Finding], args: argparse.Namespace, began: float
+    study: Study,
+    metric: str,
+    baseline: str | None,
+    found: list[Finding],
+    args: argparse.Namespace,
+    say: Callable[[str], None],
 ) -> None:
     from normlab.report.comparison import write_comparison
     from normlab.report.figures import draw, save
@@ -108,24 +140,28 @@ def _write(
         out.mkdir(parents=True, exist_ok=True)
         mark(out)
         write_tables(study, metric, baseline, found, out)
-        _say(f"{out}/tables.md, tables.csv, runs.csv", began)
+        say(f"{out}/tables.md, tables.csv, runs.csv")
         figures = []
         for drawn in draw(study, metric, paper=not args.no_paper):
             save(drawn, out / "figures")
             figures.append(drawn)
-            _say(f"{out}/figures/{drawn.name}.png, .svg", began)
-        _say(f"{out}/index.html: " + write_page(study, metric, baseline, found, out), began)
+            say(f"{out}/figures/{drawn.name}.png, .svg")
+        say(f"{out}/index.html: " + write_page(study, metric, baseline, found, out))
         if comparison is not None:
             write_comparison(study, metric, [out / "figures" / f"{one.name}.png" for one in figures], comparison)
-            _say(f"{comparison}; see: tensorboard --logdir {comparison.parent}", began)
+            say(f"{comparison}; see: tensorboard --logdir {comparison.parent}")
 
 
 def _folders(args: argparse.Namespace) -> tuple[Path, Path | None]:
-    """(the report's folder, the comparison's; two studies have none)."""
+    """(the report's folder, the comparison's).
+
+    Two studies have no comparison, and neither has one that is watched, since TensorBoard would not follow.
+    """
     if args.compare:
         first, second = args.compare
         return args.out or first / f"compare-{second.resolve().name}", None
-    return args.out or args.study / "report", (args.out or args.study) / "comparison"
+    comparison = (args.out or args.study) / "comparison"
+    return args.out or args.study / "report", comparison if args.watch is None else None
 
 
 def _check_folders(args: argparse.Namespace) -> None:
@@ -172,8 +208,10 @@ def _print(shown: list[Grid], found: list[Finding]) -> None:
             console.print(f"  and {more} more, in tables.md")
 
 
-def _say(text: str, began: float) -> None:
-    print(f"[{time.perf_counter() - began:.1f} s] {text}", file=sys.stderr, flush=True)
+def _timed() -> Callable[[str], None]:
+    """Says what was done on stderr, with the seconds since this call."""
+    began = time.perf_counter()
+    return lambda text: print(f"[{time.perf_counter() - began:.1f} s] {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -339,4 +339,42 @@ function drawAll() {
   drawCells();
   drawRuns();
 }
+
+// --- made again -----------------------------------------------------------------------------------------------
+
+// A page that `--watch` serves is loaded again when it has changed, with what was chosen in it.
+const controls = () => [...document.querySelectorAll("form select, form input")].map((control) => {
+  const name = control.id || `${control.closest("span").id} ${control.dataset.axis}`;
+  return { control, name, key: { "select-one": "selectedIndex", checkbox: "checked" }[control.type] ?? "value" };
+});
+
+function keepChoices() {
+  const held = ({ control, key }) => (key === "selectedIndex" ? control.selectedOptions[0]?.textContent : control[key]);
+  sessionStorage.setItem("choices", JSON.stringify(Object.fromEntries(controls().map((one) => [one.name, held(one)]))));
+}
+
+function restoreChoices() {
+  const kept = JSON.parse(sessionStorage.getItem("choices") ?? "{}");
+  sessionStorage.removeItem("choices");
+  for (const { control, name, key } of controls()) {
+    if (!(name in kept)) continue;
+    if (key !== "selectedIndex") control[key] = kept[name];
+    else control.selectedIndex = Math.max(0, [...control.options].findIndex((one) => one.textContent === kept[name]));
+  }
+}
+
+if (["127.0.0.1", "localhost"].includes(location.hostname)) {
+  restoreChoices();
+  let loaded = null;
+  setInterval(async () => {
+    const answer = await fetch(location.href, { method: "HEAD", cache: "no-store" }).catch(() => null);
+    const now = answer?.ok ? `${answer.headers.get("Last-Modified")} ${answer.headers.get("Content-Length")}` : null;
+    if (loaded && now && now !== loaded) {
+      keepChoices();
+      location.reload();
+    }
+    loaded = now ?? loaded;
+  }, 2000);
+}
+
 drawAll();
