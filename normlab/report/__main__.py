@@ -22,11 +22,11 @@ from normlab.report.tables import Grid, as_list, as_markdown, cells_table, grids
 
 MOST_NAMES = 10
 DESCRIPTION = """\
-Read every run below a folder and make, in <study>/report: tables.md, tables.csv (a row a cell and metric),
+Read every run below a folder and make, in <study>/report: tables.md, tables.csv (one row per cell and metric),
 runs.csv, figures/*.png and *.svg, index.html (one page, opens without a network); and, in <study>/comparison,
 event files in which TensorBoard shows the metric against the batch size: tensorboard --logdir <study>.
-Made again, they replace what a report wrote there, and nothing else. With --out DIR all of this is below DIR, and
-nothing is written into the study. Runs that still go on, failed or diverged are named, in no mean."""
+A new report replaces what an earlier one wrote there, and nothing else. With --out DIR all of this is below
+DIR, and nothing is written into the study. Unfinished, failed and diverged runs are named, but are in no mean."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,27 +52,29 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("study", type=Path, nargs="?", help="folder with runs below it: runs/batch_size")
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two studies side by side")
     parser.add_argument(
-        "--metric", help="val/accuracy, train/loss, images_per_second; default: what the runs sweep"
+        "--metric", help="val/accuracy, train/loss, images_per_second; default: the runs' sweep_metric"
     )
-    parser.add_argument("--x", metavar="KEY", help="swept key along the tables in the terminal; default the first")
-    parser.add_argument("--baseline", metavar="NORM", help="the norm to subtract, seed by seed; default bn")
+    parser.add_argument(
+        "--x", metavar="KEY", help="swept key along the tables in the terminal; default: the first"
+    )
+    parser.add_argument("--baseline", metavar="NORM", help="the norm to subtract, seed by seed; default: bn")
     parser.add_argument(
         "--no-paper", action="store_true", help="no panel with the GN paper's results beside the figures"
     )
     parser.add_argument("--out", type=Path, help="folder for all that is written")
     parser.add_argument(
-        "--export", type=Path, metavar="FILE", help="all points in one .csv or .parquet; no report"
+        "--export", type=Path, metavar="FILE", help="write all points to one .csv or .parquet, and no report"
     )
-    parser.add_argument("--text", action="store_true", help="tables in the terminal, and nothing else")
+    parser.add_argument("--text", action="store_true", help="only show tables in the terminal")
     parser.add_argument(
         "--watch",
         type=float,
         nargs="?",
         const=10.0,
         metavar="SECONDS",
-        help="show the page on 127.0.0.1, and make it again as runs change; looks every 10 s, or as given",
+        help="show the page on 127.0.0.1, and make it again when runs have changed; checks every 10 s, or SECONDS",
     )
-    parser.add_argument("--port", type=int, default=0, help="of --watch; default: one that is free")
+    parser.add_argument("--port", type=int, default=0, help="the port for --watch; default: a free one")
     args = parser.parse_args(arguments)
     if (args.study is None) == (args.compare is None):
         parser.error("give a study's folder, or --compare with two")
@@ -112,7 +114,7 @@ def report(args: argparse.Namespace) -> None:
     if not study.cells and not args.text:
         raise ConfigError(f"no run below {study.root} has a norm and a seed; --text says what there is.")
     if not args.text:
-        _check_folders(args)  # before anything is shown, since the end of what is shown is what is read
+        _check_folders(args)  # before the tables, which would push the error out of sight
     found = findings(study, metric, baseline)
     if args.watch is None:
         shown = grids(study, metric, x, baseline)

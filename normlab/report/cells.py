@@ -1,4 +1,4 @@
-"""A cell of a study, and how its place is shown."""
+"""A cell of a study, and how its settings are shown."""
 
 import zlib
 from collections import Counter
@@ -12,20 +12,20 @@ from normlab.report.statistics import Estimate, estimate
 from normlab.run_files import is_number
 
 MOST_CHARACTERS = 80
-"""Of a value where it is shown."""
+"""A longer value is shown cut."""
 Axis = str
 Value = Hashable
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """Runs that differ in their seed alone."""
+    """Runs that differ only in their seed."""
 
     norm: str
     at: tuple[tuple[Axis, Value], ...]
     """The value of every swept key; a key that the norm does not have is left out."""
     runs: tuple[dict[str, Any], ...]
-    """Rows of Records.runs; of several with one seed the last written."""
+    """Rows of Records.runs; where several have the same seed, the one written last."""
 
     @property
     def values(self) -> dict[Axis, Value]:
@@ -38,7 +38,7 @@ class Cell:
 
     @property
     def series(self) -> str:
-        """What a line of a figure or a row of a table is: the norm, and its own keys where they are swept."""
+        """The name of a line in a figure and of a row in a table: the norm, and its own keys that are swept."""
         return " ".join([self.norm, *(f"{axis.removeprefix('norm.')}={show(v)}" for axis, v in self.variant)])
 
     @property
@@ -62,7 +62,7 @@ class Cell:
         return estimate(list(self.by_seed(metric).values()))
 
     def value(self, x: Axis) -> Value:
-        """Its value of `x`, which may be the same in all runs; None where it has no such key."""
+        """Its value of `x`, also if all runs share it; None if it has no such key."""
         if x in self.values:
             return self.values[x]
         return next((plain_value(run[x]) for run in self.runs if x in run), None)
@@ -76,7 +76,7 @@ class Cell:
 
 
 def plain_value(value: Any) -> Value:
-    """Numbers as pandas keeps them, back to what was written: 4.0 of a column with gaps is 4."""
+    """A number as it was written: pandas turns the 4 in a column with gaps into 4.0."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
@@ -88,11 +88,11 @@ def show(value: Value) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
     if len(text) <= MOST_CHARACTERS:
         return text
-    return f"{text[:MOST_CHARACTERS]}...{zlib.crc32(text.encode()):08x}"  # two that begin alike stay two
+    return f"{text[:MOST_CHARACTERS]}...{zlib.crc32(text.encode()):08x}"  # distinct values stay distinct
 
 
 def sort_key(value: Value) -> tuple[int, float, str]:
-    """Numbers by size, then words."""
+    """Numbers by size, followed by words."""
     if isinstance(value, int | float):
         return (0, float(value), "")
     return (1, 0.0, str(value))

@@ -1,10 +1,10 @@
-"""Event files in which TensorBoard itself shows the metric against the batch size.
+"""Event files with which TensorBoard itself shows the metric against the batch size.
 
-<folder>                the figures, the layout of Custom Scalars, what HParams has as columns
+<folder>                the figures, the layout of Custom Scalars, the columns of HParams
 <folder>/<norm>         scalars whose step is the batch size; mean curves, whose step is samples_seen
 <folder>/hparams/...    every run's settings and final metrics
 
-tensorboard's own protocol buffers and record writer: no torch.
+Written with tensorboard's own protocol buffers and record writer, without torch.
 """
 
 import re
@@ -37,11 +37,11 @@ STATUS = {"finished": api_pb2.STATUS_SUCCESS, "running": api_pb2.STATUS_RUNNING}
 
 
 def write_comparison(study: Study, metric: str, figures: Sequence[Path], folder: Path) -> None:
-    """Write `folder` anew; what an earlier report wrote there is gone.
+    """Write `folder`, in place of what an earlier report wrote there.
 
-    Margin charts of Custom Scalars show mean and interval against the batch size; others the mean curves, by
-    batch size and by norm. Other swept keys stand in the tags.
-    Raises: OSError where it cannot be written; ConfigError where it holds what no report wrote.
+    Margin charts of Custom Scalars show mean and interval against the batch size; the others show the mean
+    curves, by batch size and by norm. Other swept keys are part of the tags.
+    Raises: OSError if it cannot be written; ConfigError if it holds anything that no report wrote.
     """
     ended = {*study.final_metrics, *study.measured}
     finals = [tag for tag in study.shown_metrics(metric) if tag in ended]
@@ -56,7 +56,7 @@ def write_comparison(study: Study, metric: str, figures: Sequence[Path], folder:
 
 
 def _write(folder: Path, values: Iterable[tuple[int, Summary.Value]]) -> None:
-    """One event file with (step, value) each."""
+    """One event file with an event per (step, value)."""
     folder.mkdir(parents=True, exist_ok=True)
     now = time.time()
     with (folder / f"events.out.tfevents.{int(now):010d}.normlab.report").open("wb") as file:
@@ -68,7 +68,7 @@ def _write(folder: Path, values: Iterable[tuple[int, Summary.Value]]) -> None:
 
 
 def _folder_name(name: str) -> str:
-    """One folder's name, whatever a foreign config.yaml calls its norm."""
+    """A valid folder name, whatever a foreign config.yaml calls its norm."""
     return re.sub(r"[^\w=+-]", "_", name)
 
 
@@ -77,7 +77,7 @@ def _scalar(tag: str, value: float) -> Summary.Value:
 
 
 def _words(cell: Cell, *left_out: Axis) -> str:
-    """What of a cell its tag has to say besides."""
+    """The settings of a cell that its tag has to mention."""
     return describe(cell.without(*left_out)).replace("/", "_")
 
 
@@ -86,7 +86,7 @@ def _tag(*parts: str) -> str:
 
 
 def _against(cells: Sequence[Cell], finals: Sequence[str]) -> Iterator[tuple[int, Summary.Value]]:
-    """Each metric's mean, and in a group of their own the ends of its interval, by rising batch size."""
+    """Each metric's mean and, in a group of their own, the ends of its interval, by increasing batch size."""
     for cell in sorted(cells, key=_batch_size):
         for metric in finals:
             found = cell.estimate(metric)
@@ -118,7 +118,7 @@ def _curve_metrics(study: Study, metric: str) -> list[str]:
 
 
 def _curve_tag(tag: str, cell: Cell) -> str:
-    """The norm stands in the tag as well as in the run, so that a chart can be of one norm alone."""
+    """The norm is part of the tag as well as of the run, so that a chart can show a single norm."""
     return _tag(CURVES, tag, cell.norm, _words(cell) or "all")
 
 
@@ -131,7 +131,7 @@ def _images(figures: Sequence[Path]) -> Iterator[tuple[int, Summary.Value]]:
 
 
 def _layout(study: Study, metric: str, finals: Sequence[str]) -> tuple[int, Summary.Value]:
-    """Custom Scalars: intervals against the batch size, then curves by everything but the norm, then by norm."""
+    """Custom Scalars: intervals against the batch size, curves by all keys but the norm, curves by norm."""
     categories = []
     margins = []
     for name in finals:
@@ -166,7 +166,7 @@ def _lines(title: str, tags: str) -> layout_pb2.Chart:
 
 
 def _experiment(study: Study, finals: Sequence[str]) -> tuple[int, Summary.Value]:
-    """HParams' columns: the norm, the swept keys and the seed with the values they take; the final metrics."""
+    """The columns of HParams: norm, swept keys and seed with the values they take, and the final metrics."""
     infos = []
     for key in ("norm", *study.axes, "seed"):
         values: list[Any] = list(
@@ -183,8 +183,11 @@ def _experiment(study: Study, finals: Sequence[str]) -> tuple[int, Summary.Value
 
 
 def _session(cell: Cell, run: dict[str, object], finals: Sequence[str]) -> Iterator[tuple[int, Summary.Value]]:
-    """A run's line in HParams. Its group is named as its directory, as TensorBoard names that of the run's own
-    event file when the study is the logdir: there the two are one line."""
+    """A run's line in HParams.
+
+    Its group has the name of its directory. So has that of the run's own event file if the study is the logdir,
+    and TensorBoard shows the two as one line.
+    """
     start = plugin_data_pb2.SessionStartInfo(group_name=str(run["run"]), start_time_secs=time.time())
     for key, value in {"norm": cell.norm, **cell.values, "seed": run["seed"]}.items():
         if isinstance(value, int | float) and not isinstance(value, bool):

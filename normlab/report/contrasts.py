@@ -1,4 +1,4 @@
-"""What cells are compared with: a baseline's, or those of another study."""
+"""What cells are compared with: those of the baseline, or those of another study."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from normlab.report.study import Study
 
 @dataclass(frozen=True)
 class Contrast:
-    """Cells, each beside the one that is subtracted from it."""
+    """Cells, each paired with the one that is subtracted from it."""
 
     of: str
-    """The study whose cells these are; empty where they are all but the baseline's."""
+    """The study whose cells these are; empty if they are all cells but the baseline's."""
     to: str
     """What is subtracted: the baseline's series, or a study."""
     pairs: Mapping[Cell, Cell]
@@ -23,14 +23,14 @@ class Contrast:
         return f"{self.of} minus {self.to}".strip()
 
     def differences(self, metric: str) -> dict[Cell, Difference]:
-        """Paired by seed. The family that p-values are adjusted for is all of these."""
+        """Paired by seed. p-values are adjusted for all of these together."""
         found = [
             paired_difference(one.by_seed(metric), other.by_seed(metric)) for one, other in self.pairs.items()
         ]
         return dict(zip(self.pairs, with_p_values(found), strict=True))
 
     def title(self, metric: str) -> str:
-        """What a table of them is called."""
+        """The title of a table of these differences."""
         count = family(self.differences(metric))
         of = f" of {self.of}" if self.of else ""
         adjusted = f", p adjusted by Holm for {count} differences" if count else ""
@@ -38,7 +38,7 @@ class Contrast:
         return f"{metric}{of} minus that of {self.to} with the same seed, {interval}{adjusted}"
 
     def explanation(self, metric: str) -> str:
-        """What its intervals and p-values mean, or nothing where there is none."""
+        """What the intervals and p-values mean; empty if there are none."""
         count = family(self.differences(metric))
         if not count:
             return ""
@@ -52,12 +52,12 @@ class Contrast:
 
 
 def family(differences: Mapping[Cell, Difference]) -> int:
-    """How many have a p-value."""
+    """How many of them have a p-value."""
     return sum(one.n > 1 for one in differences.values())
 
 
 def contrasts(study: Study, baseline: str | None) -> list[Contrast]:
-    """To the baseline, where there is one; and of the first study to the second, where two are compared."""
+    """Differences from the baseline, if there is one, and of the first study from the second, if there are two."""
     made = []
     if baseline is not None:
         keys = tuple(axis for axis in study.axes if axis.startswith("norm."))

@@ -9,7 +9,7 @@ from normlab.report.cells import Cell
 from normlab.report.study import Study
 
 MOST_POINTS = 60
-"""In a drawn curve; one that has more is drawn as means over that many stretches of samples_seen."""
+"""In a drawn curve; one with more points is drawn as means over that many stretches of samples_seen."""
 Floats = NDArray[np.float64]
 
 
@@ -23,7 +23,7 @@ class MeanCurve:
 
 
 def curve_of(study: Study, run: str, tag: str) -> tuple[Floats, Floats] | None:
-    """(samples_seen, values) of one run, where it has logged `tag`."""
+    """(samples_seen, values) of one run; None if it has not logged `tag`."""
     if tag not in study.points:
         return None
     values = study.curve(run, tag)
@@ -34,10 +34,10 @@ def curve_of(study: Study, run: str, tag: str) -> tuple[Floats, Floats] | None:
 
 
 def mean_curve(study: Study, cell: Cell, tag: str) -> MeanCurve | None:
-    """Over the finished seeds, wherever all of them have been.
+    """Mean and range over the finished seeds, where all of them have values.
 
     Seeds of one cell log at the same samples_seen, unless log_every was changed between them; then they are
-    interpolated, linearly.
+    interpolated linearly.
     """
     curves = _curves(study, cell, tag, finished=True)
     if not curves:
@@ -63,7 +63,7 @@ def _stretches(samples_seen: Floats, values: Floats) -> tuple[Floats, Floats]:
 
 
 def unfinished_curves(study: Study, cell: Cell, tag: str) -> list[tuple[Floats, Floats]]:
-    """Each by itself, as far as it came: they end at other samples, so a mean would jump where one ends."""
+    """Each by itself, as far as it got: they end at different points, and a mean would jump where one ends."""
     return [_stretches(*curve) for curve in _curves(study, cell, tag, finished=False)]
 
 

@@ -8,16 +8,16 @@ from normlab.report.study import Study
 
 
 def export(study: Study, path: Path) -> None:
-    """A row a logged point: run, state, norm, seed, every swept key, its place, and a column a metric.
+    """One row per logged point: run, state, norm, seed, every swept key, step, and one column per metric.
 
-    `path` ends in .csv or .parquet. Raises: ConfigError for another ending, or where it cannot be written.
+    `path` ends in .csv or .parquet. Raises: ConfigError for another ending, or if it cannot be written.
     """
     if path.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"--export {path} is neither .csv nor .parquet; give one of these endings.")
     keys = ["run", "state", "norm", "seed", *study.axes]
     about = study.runs[[key for key in keys if key in study.runs]]
     if path.suffix == ".parquet":
-        # A key that is a number in one norm and a word in another has no type of its own there.
+        # Parquet has no type for a key that is a number in one norm and a word in another.
         mixed = [key for key in about if about[key].dtype == object]
         about = about.astype(dict.fromkeys(mixed, str))
     points = about.merge(study.points.astype({"run": str}), on="run", how="right")

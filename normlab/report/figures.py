@@ -1,4 +1,4 @@
-"""Figures for paper and screen: PNG and SVG, one colour and marker a norm."""
+"""Figures for paper and screen: PNG and SVG, one colour and marker per norm."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ LOOK: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure, and what its reader has to be told."""
+    """A figure and its caption."""
 
     name: str
     figure: Figure
@@ -56,9 +56,9 @@ class Drawn:
 
 
 def draw(study: Study, metric: str, *, paper: bool = True) -> Iterator[Drawn]:
-    """Every figure of a study, one after the other: against each swept key, over samples_seen, against speed.
+    """Every figure of a study in turn: against each swept key, over samples_seen, against speed.
 
-    `paper`: accuracies against the batch size have a panel with those of the GN paper.
+    `paper`: the figure of accuracies against the batch size gets a panel with those of the GN paper.
     """
     for axis in study_axes(study):
         yield _drawn(against, study, metric, axis, paper)
@@ -79,7 +79,7 @@ def save(drawn: Drawn, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     figure = drawn.figure
     with matplotlib.rc_context(LOOK):
-        # Straight to each format's canvas, one after the other: savefig would lay out and draw twice more.
+        # Written by each format's canvas: savefig would lay out and draw the figure twice more.
         with atomic_write(folder / f"{drawn.name}.png", "wb") as file:
             FigureCanvasAgg(figure).print_png(file)
         figure.set_layout_engine("none")
@@ -88,9 +88,9 @@ def save(drawn: Drawn, folder: Path) -> None:
 
 
 def against(study: Study, metric: str, x: Axis, paper: bool = True) -> Drawn:
-    """The metric against a swept key: a line a series, with intervals; other keys make panels.
+    """The metric against a swept key: one line per series, with intervals; other keys make panels.
 
-    Beside accuracies against the batch size, where that is swept, stand those of the GN paper.
+    `paper`: beside accuracies against the batch size, if that is swept, is a panel with those of the GN paper.
     """
     scale = scale_of(study, metric)
     cells = study.cells
@@ -105,16 +105,16 @@ def against(study: Study, metric: str, x: Axis, paper: bool = True) -> Drawn:
     legend(figure, list(dict.fromkeys(series_against(cell, x) for cell in cells)))
     caption = f"{scale.label} against {x}: mean over seeds and its 95 percent interval (Student t)"
     caption += "; arrows: an interval goes on beyond the figure"
-    caption += "; hollow: one seed, no interval; x above, with their number: diverged runs, which no mean has"
+    caption += "; hollow: one seed, no interval; x above, with their number: diverged runs, in no mean"
     if published:
-        caption += "; lighter: Wu & He 2018, arXiv:1803.08494, table 2, one run a point"
+        caption += "; lighter: Wu & He 2018, arXiv:1803.08494, table 2, one run per point"
     return Drawn(_file_name(f"{metric}_vs_{x}"), figure, caption + left_out(study, x))
 
 
 def learning_curves(study: Study, tag: str) -> Drawn:
-    """The metric over samples_seen: a panel for each combination of swept keys, all seeds within a band."""
+    """The metric over samples_seen: one panel per combination of swept keys, all seeds within a band."""
     scale = scale_of(study, tag)
-    every_key = ""  # no key is the axis, so all of them make panels
+    every_key = ""  # no key is the axis, so every key makes panels
     figure, panels, _ = make_panels(study, every_key)
     series = list(dict.fromkeys(cell.series for cell in study.cells))
     curves = {cell: mean_curve(study, cell, tag) for cell in study.cells}
@@ -136,7 +136,7 @@ def learning_curves(study: Study, tag: str) -> Drawn:
 
 
 def _curve_limits(curves: list[MeanCurve], scale: Scale) -> tuple[float, float] | None:
-    """What finished runs' bands take: one that diverged would leave nothing to be seen of them."""
+    """The range of the finished runs' bands. A diverged run in it would flatten all others."""
     if not curves:
         return None
     ends = [scale.of(bound(values)) for c in curves for values in (c.low, c.high) for bound in (np.min, np.max)]
@@ -157,7 +157,7 @@ def _draw_curves(panel: Axes, study: Study, cell: Cell, curve: MeanCurve | None,
 
 
 def against_speed(study: Study, metric: str) -> Drawn:
-    """The metric against images/s, a point a cell, joined in the order of the batch size."""
+    """The metric against images/s: one point per cell, joined in the order of the batch size."""
     scale = scale_of(study, metric)
     figure, panels, _ = make_panels(study, "batch_size")
     series = list(dict.fromkeys(cell.series for cell in study.cells))
@@ -172,7 +172,7 @@ def against_speed(study: Study, metric: str) -> Drawn:
     caption = (
         f"{scale.label} against images/s on {', '.join(map(str, devices)) or 'an unknown device'}, means over "
     )
-    caption += "seeds; numbers are batch sizes; speeds compare only if each run had the machine to itself"
+    caption += "seeds; numbers are batch sizes; speeds are comparable only if each run had the machine to itself"
     return Drawn(_file_name(f"{metric}_vs_images_per_second"), figure, caption + left_out(study, "batch_size"))
 
 

@@ -1,4 +1,4 @@
-"""What a reader has to know beside the means: what is missing, failed, diverged, doubtful; by name."""
+"""What a reader has to know beside the means: which runs are missing, failed, diverged or doubtful."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ ALWAYS_SAID = ("model", "data", "data.train_samples", "epochs", "batch_size", "w
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is said once, with the names that it is about."""
+    """A statement about the study, with the names of the runs that it is about."""
 
     text: str
     names: tuple[str, ...] = ()
 
 
 def findings(study: Study, metric: str, baseline: str | None = None) -> list[Finding]:
-    """Counts, what all runs share and what differences mean come first, then what is amiss."""
+    """Counts, shared settings and the meaning of differences come first, followed by problems."""
     runs = study.runs
     made = [Finding(f"{len(runs)} runs: " + counted(runs["state"], ("finished", *NOT_FINISHED)))]
     finished = runs[runs["state"] == "finished"]
@@ -37,10 +37,10 @@ def findings(study: Study, metric: str, baseline: str | None = None) -> list[Fin
     if study.missing:
         made.append(Finding(f"{len(study.missing)} missing from the grid", tuple(study.missing)))
     if study.duplicates:
-        text = "runs of one cell and seed that differ in what config.yaml does not say, as the content of the data"
+        text = "runs of one cell and seed, which differ in something that is not in config.yaml, such as the data"
         made.append(Finding(f"{len(study.duplicates)} pairs of {text}", tuple(study.duplicates)))
     if study.unplaced:
-        text = "runs that no cell counts, since their norm, seed or a swept key is not known"
+        text = "runs that belong to no cell, since their norm, seed or a swept key is unknown"
         made.append(Finding(f"{len(study.unplaced)} {text}", tuple(study.unplaced)))
     without = finished[finished[metric].isna()]
     if len(without):
@@ -48,12 +48,12 @@ def findings(study: Study, metric: str, baseline: str | None = None) -> list[Fin
     problems = runs[runs["problem"] != ""]
     if len(problems):
         named = [f"{run}: {problem}" for run, problem in problems[["run", "problem"]].values]
-        made.append(Finding(f"{len(problems)} with files that could not be read whole", tuple(named)))
+        made.append(Finding(f"{len(problems)} with files that could not be read completely", tuple(named)))
     return made + _mixtures(study, finished)
 
 
 def _mixtures(study: Study, finished: pd.DataFrame) -> list[Finding]:
-    """Differences that stand in the way of a comparison of norms."""
+    """Settings that differ between runs, so that the norms cannot simply be compared."""
     runs, made = study.runs, []
     if "results_version" in study.axes:
         versions = Counter(show(plain_value(v)) for v in runs["results_version"])
@@ -70,24 +70,24 @@ def _mixtures(study: Study, finished: pd.DataFrame) -> list[Finding]:
     begun = runs[runs["model"].notna()] if "model" in runs else runs.iloc[:0]
     for key in study.settings:
         if key not in NOT_OF_IDENTITY and (lacking := _lacking(begun, key)).any():
-            text = f"{key} is not in config.yaml of {lacking.sum()} runs, so what it was there is not known"
+            text = f"{key} is not in config.yaml of {lacking.sum()} runs, so its value there is unknown"
             made.append(Finding(text, tuple(begun["run"][lacking])))
         own = key.startswith("norm.") or key in {"norm", "seed"} or key in NOT_OF_IDENTITY
         if own or key in study.axes or key not in runs:
             continue
         if words := _differing(runs, key, "norm"):
-            made.append(Finding(f"{key} differs with the norm, so their difference may be its: {words}"))
+            made.append(Finding(f"{key} differs between norms, which may explain their difference: {words}"))
     if "study" in study.axes:
         for key in study.settings:
             if key not in {"norm", "seed", *NOT_OF_IDENTITY, *study.axes} and (
                 words := _differing(runs, key, "study")
             ):
-                made.append(Finding(f"{key} differs with the study, so their difference may be its: {words}"))
+                made.append(Finding(f"{key} differs between studies, which may explain their difference: {words}"))
     return made
 
 
 def _differing(runs: pd.DataFrame, key: str, by: str) -> str:
-    """What `key` is for each value of `by`, if that is not always the same; of a norm's own keys, in one norm."""
+    """The values of `key` for each value of `by`, if they differ; a norm's own key is compared within the norm."""
     runs = runs.dropna(subset=[by, key])
     norms = dict.fromkeys(runs["norm"]) if key.startswith("norm.") else [None]
     for norm in norms:
@@ -100,7 +100,7 @@ def _differing(runs: pd.DataFrame, key: str, by: str) -> str:
 
 
 def _lacking(begun: pd.DataFrame, key: str) -> "pd.Series[bool]":
-    """Runs without a key that others of their kind have, as an older version of the harness leaves them."""
+    """Runs without a key that others of their kind have, as those of an older version of normlab may be."""
     section = key.rpartition(".")[0]
     kind = begun[section] if section in begun else pd.Series("", index=begun.index)
     known = begun[key].notna()
@@ -108,7 +108,7 @@ def _lacking(begun: pd.DataFrame, key: str) -> "pd.Series[bool]":
 
 
 def _conditions(study: Study, finished: pd.DataFrame) -> list[str]:
-    """What all finished runs have in common: what was trained on what, and each setting off its default."""
+    """What all finished runs share: model, data and length, and each setting that is off its default."""
     shared = [
         key
         for key in study.settings

@@ -1,4 +1,4 @@
-"""The folders that a report writes: nothing that it did not write itself is replaced or removed."""
+"""The folders that a report writes. It replaces and removes only what a report wrote."""
 
 import os
 import shutil
@@ -10,12 +10,12 @@ from normlab.config import ConfigError
 from normlab.run_files import SIGNS_OF_LIFE
 
 MARK = ".made-by-normlab-report"
-"""A file in every folder that a report wrote."""
+"""The name of a file in every folder that a report wrote."""
 MARK_TEXT = "python -m normlab.report wrote this folder, and replaces what is in it when it is run again.\n"
 
 
 def check_own(folder: Path) -> None:
-    """Raises: ConfigError unless `folder` is not there, is empty, or was written by a report and holds no run."""
+    """Raises: ConfigError unless `folder` is absent or empty, or was written by a report and holds no run."""
     if problem := _problem(folder):
         raise ConfigError(
             f"{folder} is not replaced, since it {problem}; move it away, or give another folder with --out."
@@ -23,7 +23,7 @@ def check_own(folder: Path) -> None:
 
 
 def mark(folder: Path) -> None:
-    """Say in `folder` that a report wrote it."""
+    """Note in `folder` that a report wrote it."""
     (folder / MARK).write_text(MARK_TEXT)
 
 
@@ -54,7 +54,7 @@ def _remove(*folders: Path) -> None:
 
 
 def _problem(folder: Path) -> str:
-    """What stands in the way of replacing `folder`."""
+    """Why `folder` must not be replaced; empty if it may be."""
     if not os.path.lexists(folder):
         return ""
     if not folder.is_dir():
@@ -74,7 +74,7 @@ def _is_marked(folder: Path) -> bool:
 
 
 def _sign_of_a_run(folder: Path) -> Path | None:
-    """A file below `folder` such as runs have, also one that has only just begun."""
+    """A file below `folder` such as runs have, including those that have only just begun."""
     for path, _, files in os.walk(folder):
         if found := sorted(set(files).intersection(SIGNS_OF_LIFE)):
             return Path(path) / found[0]

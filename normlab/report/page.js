@@ -1,5 +1,5 @@
 "use strict";
-// Every name and value from a run reaches the page as a text node, or through plain() into Plotly's labels.
+// Every name and value from a run becomes a text node, or goes through plain() into Plotly's labels.
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["sendChartToCloud"], plotlyServerURL: "" };
@@ -50,8 +50,8 @@ fill(at("x"), xKeys.concat(data.metrics), xKeys[0]);
 fill(at("kind"), KINDS, "mean");
 fill(at("curve"), curveTags, data.metric);
 
-// One choice for every other swept key but a norm's own, which make lines: no mean is over unlike settings. Not
-// every combination has runs, so what is chosen first has some, and another choice takes the others along.
+// A choice for every other swept key except the norms' own, which make lines: no mean mixes settings. Not every
+// combination has runs, so the first one chosen has some, and changing one choice adapts the others.
 function choices(place, redraw, drawn) {
   const axes = data.axes.filter((axis) => !axis.startsWith("norm."));
   const first = data.cells.find(drawn) ?? data.cells[0];
@@ -95,15 +95,15 @@ function scaleOf(metric, difference = false) {
     : { label: `${metric}: error, %`, of: (v) => 100 * (1 - v) };
 }
 
-// A norm's own keys make lines, but not where one of them is the axis.
+// A norm's own keys make lines, except the one that is the axis.
 function seriesAgainst(one, x) {
   if (!x.startsWith("norm.")) return one.series;
   const own = data.axes.filter((axis) => axis.startsWith("norm.") && axis !== x && (one.at[axis] ?? null) !== null);
   return [one.norm, ...own.map((axis) => `${axis.slice(5)}=${one.at[axis]}`)].join(" ");
 }
 
-// The means' neighbourhood: their spread, or the typical interval's length if that is more, to both sides. One
-// interval that is much wider would leave nothing to be seen of the others; it gets an arrow where it is cut.
+// The range of the means, extended on both sides by their spread or the length of the typical interval. An interval
+// that is much wider would flatten all others; it is cut, with an arrow.
 function limitsOf(means, singles, found, possible) {
   if (!means.length) return null;
   const halves = found.map(([mean, end]) => Math.abs(end - mean)).sort((a, b) => a - b);

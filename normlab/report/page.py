@@ -1,6 +1,6 @@
-"""The study as one HTML file that needs no network: figures that answer, tables that sort, every run.
+"""The study as one HTML file that needs no network: interactive figures, sortable tables, every run.
 
-page.html, page.css and page.js stand beside this file; here they are joined with Plotly and the study's data.
+page.html, page.css and page.js are beside this file; here they are joined with Plotly and the study's data.
 """
 
 import html
@@ -25,13 +25,13 @@ from normlab.report.style import style_of
 from normlab.report.tables import NOT_FINISHED
 
 MOST_CURVE_VALUES = 300_000
-"""In one page, so that it stays below 10 MB with a thousand runs."""
+"""The most that one page holds, so that a thousand runs take less than 10 MB."""
 MOST_LOG_CHARACTERS = 600_000
 HERE = Path(__file__).parent
 
 
 def write_page(study: Study, metric: str, baseline: str | None, found: list[Finding], out: Path) -> str:
-    """Write index.html into `out`; returns what was left out of it, or its size."""
+    """Write index.html into `out`. Returns its size, and what was left out of it."""
     from plotly.offline import get_plotlyjs
 
     data = page_data(study, metric, baseline, found, out)
@@ -50,7 +50,7 @@ def write_page(study: Study, metric: str, baseline: str | None, found: list[Find
 
 
 def page_data(study: Study, metric: str, baseline: str | None, found: list[Finding], out: Path) -> dict[str, Any]:
-    """What page.js shows. Links are relative to `out`, so that the study can be moved as a whole."""
+    """The data that page.js shows. Links are relative to `out`, so that the study can be moved as a whole."""
     metrics = study.shown_metrics(metric)
     curves, thinned = _curves(study, [tag for tag in metrics if tag in study.points])
     if len(metrics) < len(study.metrics):
@@ -128,9 +128,9 @@ def _difference(found: Difference) -> list[float | None]:
 
 
 def _curves(study: Study, tags: list[str]) -> tuple[dict[str, Any], str]:
-    """Each run's curves as {tag: [grid, values]}, where grid is a place in `grids`, which runs share.
+    """Each run's curves as {tag: [grid, values]}, where grid is an index of `grids`, which runs share.
 
-    Where there are more than fit, each keeps as many points, evenly spaced, its first and last among them.
+    If there are too many points, every curve keeps equally many, evenly spaced, including its first and last.
     """
     found = {
         (run, tag): curve
@@ -153,7 +153,7 @@ def _curves(study: Study, tags: list[str]) -> tuple[dict[str, Any], str]:
 
 
 def _common(settings: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """What all runs are set to alike; a run that has not begun says little, and takes nothing from it."""
+    """The settings that all runs share. Runs that have not begun are ignored, since few of theirs are known."""
     begun = [one for one in settings if "model" in one and "optim" in one]
     if not begun:
         return {}
@@ -162,7 +162,7 @@ def _common(settings: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _tail(directory: Path, characters: int) -> str:
-    """The end of the run's log, from the start of a line."""
+    """The end of the run's log, beginning with a whole line."""
     try:
         with (directory / "log.txt").open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -174,7 +174,7 @@ def _tail(directory: Path, characters: int) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """A value as JSON has it: what is not there is null."""
+    """A value that JSON can hold: missing ones are null."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):
@@ -187,5 +187,5 @@ def _rounded(value: Any) -> float | None:
 
 
 def _inline_json(data: Any) -> str:
-    """JSON that cannot end the script element that it stands in, nor begin a tag or a comment there."""
+    """JSON that can neither end the script element that contains it nor begin a tag or comment in it."""
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e")

@@ -1,4 +1,4 @@
-"""What figures are made of: panels, their axes, legends."""
+"""The parts of figures: panels, their axes, legends."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,14 +25,14 @@ DASHES = ("-", "--", ":", "-.")
 
 @dataclass(frozen=True)
 class Scale:
-    """How a metric is drawn: accuracies as errors in percent, all else as it is."""
+    """How a metric is drawn: accuracies as errors in percent, anything else unchanged."""
 
     metric: str
     label: str
     of: Callable[[Any], Any]
-    """Of a number or an array."""
+    """From the metric, a number or an array, to what is drawn."""
     possible: tuple[float, float]
-    """What the drawn values can be."""
+    """The range of what can be drawn."""
 
     def clip(self, value: float) -> float:
         return min(max(value, self.possible[0]), self.possible[1])
@@ -44,7 +44,7 @@ def scale_of(study: Study, metric: str) -> Scale:
     splits = set(study.runs.get("eval_split", [])) & {"val", "test"}
     split = metric.partition("/")[0]
     if split == "val" and splits == {"test"}:
-        split = "test"  # without a held-out part the curves call the test folder val
+        split = "test"  # without a held-out part, the test folder is what the curves call val
     return Scale(metric, f"{split} error, %", lambda accuracy: 100 * (1 - accuracy), (0.0, 100.0))
 
 
@@ -53,7 +53,7 @@ def is_accuracy(metric: str) -> bool:
 
 
 def possible_range(metric: str) -> tuple[float, float]:
-    """What the metric itself can be."""
+    """The range of the metric itself."""
     name = metric.rpartition("/")[2]
     if is_accuracy(metric) or name == "miou" or "iou" in metric.split("/"):
         return 0.0, 1.0
@@ -62,9 +62,9 @@ def possible_range(metric: str) -> tuple[float, float]:
 
 
 def limits_of(found: Sequence[Estimate], scale: Scale) -> tuple[float, float] | None:
-    """The means' neighbourhood: their spread, or the typical interval's length if that is more, to both sides.
+    """The range of the means, extended on both sides by their spread or the length of the typical interval.
 
-    One interval that is much wider than the others, as two seeds can give, would leave nothing to be seen of them.
+    So one interval that is much wider than the others, as two seeds can give, does not flatten all of them.
     """
     means = [scale.of(one.mean) for one in found if one.n]
     if not means:
@@ -79,7 +79,7 @@ def limits_of(found: Sequence[Estimate], scale: Scale) -> tuple[float, float] | 
 
 
 def make_panels(study: Study, x: Axis, also: int = 0) -> tuple[Figure, list[tuple[Any, Axes]], list[Axes]]:
-    """A figure with a titled panel for each facet, on one scale, and `also` panels more that have their own."""
+    """A figure with a titled panel per facet, on one scale, and `also` more panels with scales of their own."""
     facets = study.facets(x)[:MOST_PANELS]
     count = len(facets) + also
     columns = min(count, 4)
@@ -112,7 +112,7 @@ def legend(figure: Figure, series: Sequence[str]) -> None:
 
 
 def dash_of(series: Sequence[str], name: str) -> str:
-    """Series of one norm share its colour and marker; their dashes set them apart."""
+    """Series of one norm share its colour and marker; their dashes distinguish them."""
     of_norm = [other for other in series if other.split(" ")[0] == name.split(" ")[0]]
     return DASHES[of_norm.index(name) % len(DASHES)]
 
@@ -120,7 +120,7 @@ def dash_of(series: Sequence[str], name: str) -> str:
 def draw_against(
     panel: Axes, cells: Sequence[Cell], scale: Scale, x: Axis, limits: tuple[float, float] | None
 ) -> None:
-    """A line a series over the values of `x`; a norm that has no such key is a line across."""
+    """One line per series over the values of `x`; a norm that has no such key is a horizontal line."""
     for cell in cells:
         if cell.value(x) is None:
             _draw_across(panel, cell, scale)
@@ -162,7 +162,7 @@ def _draw_across(panel: Axes, cell: Cell, scale: Scale) -> None:
 def _draw_estimate(
     panel: Axes, where: float, found: Estimate, scale: Scale, style: Style, limits: tuple[float, float] | None
 ) -> None:
-    """Hollow where a single seed gives no interval; an arrow where the interval goes on beyond the limits."""
+    """Hollow if a single seed gives no interval; with an arrow if the interval goes on beyond the limits."""
     single = found.n == 1
     ends = sorted((scale.of(found.low), scale.of(found.high)))
     if limits is not None and not single:
@@ -193,7 +193,7 @@ def _draw_diverged(panel: Axes, where: float, count: int, style: Style) -> None:
 
 
 def _nbs_axis(panel: Axes, cells: Sequence[Cell], place: dict[Value, float], x: Axis) -> None:
-    """The normalization batch size of each series at each place, above: it is what sets bn and syncbn apart."""
+    """The normalization batch size of each series, above the panel: it is what distinguishes bn from syncbn."""
     norms_of: dict[tuple[float, ...], list[str]] = {}
     for name in dict.fromkeys(series_against(cell, x) for cell in cells):
         at = {cell.value(x): cell.nbs for cell in cells if series_against(cell, x) == name}
@@ -223,7 +223,7 @@ def _nbs_axis(panel: Axes, cells: Sequence[Cell], place: dict[Value, float], x: 
 
 
 def _shortened(names: list[str], cells: Sequence[Cell], x: Axis) -> list[str]:
-    """A norm's name alone, where all of its series are among `names`."""
+    """Just the norm's name, if all of its series are among `names`."""
     of_norm: dict[str, set[str]] = {}
     for cell in cells:
         of_norm.setdefault(cell.norm, set()).add(series_against(cell, x))
@@ -232,7 +232,7 @@ def _shortened(names: list[str], cells: Sequence[Cell], x: Axis) -> list[str]:
 
 
 def draw_published(panel: Axes) -> None:
-    """Lighter, and on a scale of its own, since data and model are others."""
+    """The GN paper's results: lighter, and on a scale of their own, since data and model differ."""
     for norm, errors in GN_PAPER_ERROR_PERCENT.items():
         style = style_of(norm)
         places = [math.log2(batch) for batch in errors]

@@ -1,4 +1,4 @@
-"""What papers report, to be seen beside one's own."""
+"""Published results, to compare one's own with."""
 
 GN_PAPER_ERROR_PERCENT = {
     "bn": {2: 34.7, 4: 27.3, 8: 24.8, 16: 23.7, 32: 23.6},

@@ -1,4 +1,4 @@
-"""Every run below a folder, as two tables; what could not be read is named with its run."""
+"""Every run below a folder, as two tables. A file that cannot be read is named with its run."""
 
 import re
 from dataclasses import dataclass, field
@@ -42,8 +42,8 @@ class Records:
     run            its directory, relative to `root`
     directory      the same, absolute
     study          the folder that it lies in
-    state          one of `run_state.STATES`; unreadable too where config.yaml or result.json does not tell
-    detail         a failed run's error, why it waits
+    state          one of `run_state.STATES`; unreadable also if config.yaml or result.json cannot be read
+    detail         a failed run's error, or why a run waits
     problem        which of its files could not be read, and why
     <setting>      every key of config.yaml: `batch_size`, `optim.lr`; `norm`, `model`, `data`, `optim` are names
     <measured>     everything else in result.json: `images_per_second`, `normalization_batch_size`, `torch`
@@ -59,7 +59,7 @@ class Records:
 
 @dataclass
 class _RunFiles:
-    """One directory, read."""
+    """What was read from one directory."""
 
     directory: Path
     settings: dict[str, Any] = field(default_factory=dict)
@@ -76,17 +76,17 @@ def load(path: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     `runs` has every setting of config.yaml by its key, `state`, what result.json measured, and the final
     metrics; `points` has run, step, samples_seen, epoch and one column per metric. `points.merge(runs, on="run")`
-    joins them. A file that cannot be read leaves its run in `runs`, named in the column `problem`.
-    Raises: ConfigError where there is no such folder, or no run in it.
+    joins them. A run with a file that cannot be read stays in `runs`, and its column `problem` names the file.
+    Raises: ConfigError if there is no such folder, or no run in it.
     """
     records = read(Path(path))
     return records.runs, records.points
 
 
 def read(root: Path) -> Records:
-    """Every run below `root`. Raises: ConfigError where there is no such folder, or no run in it."""
+    """Every run below `root`. Raises: ConfigError if there is no such folder, or no run in it."""
     if not root.is_dir():
-        raise ConfigError(f"{root} is not a folder; give a study's, such as runs/batch_size.")
+        raise ConfigError(f"{root} is not a folder; give the folder of a study, such as runs/batch_size.")
     directories = find_runs(root)
     if not directories:
         raise ConfigError(f"{root} has no runs in it; give a folder with runs of train.py below it.")
@@ -113,7 +113,7 @@ def _row(name: str, one: _RunFiles) -> dict[str, Any]:
     own = {
         "run": name,
         "directory": str(one.directory.resolve()),
-        "study": one.directory.resolve().parent.name,  # config.yaml may say null, or the folder was moved since
+        "study": one.directory.resolve().parent.name,  # config.yaml may have null, or the folder may have moved
         "state": one.state,
         "detail": one.detail,
         "problem": "; ".join(one.problems),
@@ -129,7 +129,7 @@ def _read_run(one: _RunFiles, launch: dict[str, Any] | None, queue: Queue) -> No
     foreign = not isinstance(one.settings.get("norm"), str)
     if foreign:
         one.settings.pop("norm", None)
-        one.problems.append("no norm in config.yaml, so no run of train.py")
+        one.problems.append("no norm in config.yaml, so not a run of train.py")
     one.state, one.detail = state_of(one.directory, result, launch, queue)
     if foreign or (result_problem and one.state not in ("running", "queued")):
         one.state = "unreadable"
@@ -144,7 +144,7 @@ def _read_run(one: _RunFiles, launch: dict[str, Any] | None, queue: Queue) -> No
 
 
 def _settings(one: _RunFiles, launch: dict[str, Any] | None) -> dict[str, Any]:
-    """config.yaml by key, `norm` for `norm.name`; where a run has not begun, what its name and overrides say."""
+    """config.yaml by key, `norm` for `norm.name`; if the run has not begun, what its name and overrides tell."""
     held, problem = read_config(one.directory)
     if held is None and launch is None:
         problem = problem or "config.yaml is missing"
@@ -187,10 +187,10 @@ def _points_table(names: list[str], files: list[_RunFiles]) -> pd.DataFrame:
 
 
 def _numbers(values: list[Any]) -> tuple[NDArray[np.float64], bool]:
-    """(values, nan where there is none; whether each is a number or null)."""
+    """(values, with nan for null; whether each is a number or null)."""
     try:
         numbers = np.array(values, dtype=np.float64)
-        if numbers.ndim == 1:  # not so where all are lists
+        if numbers.ndim == 1:  # it is 2 if all of them are lists
             return numbers, True
     except (TypeError, ValueError, OverflowError):
         pass

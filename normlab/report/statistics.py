@@ -17,7 +17,7 @@ class Estimate:
     mean: float
     """nan where n = 0."""
     half_width: float
-    """nan where n < 2: one seed says nothing of the spread."""
+    """nan where n < 2: one seed says nothing about the spread."""
 
     @property
     def low(self) -> float:
@@ -33,7 +33,7 @@ def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
 
         mean ± t((1 + level) / 2, n - 1) * s / sqrt(n),   s^2 = sum (x - mean)^2 / (n - 1)
 
-    The interval holds for values that are normal; with few seeds that is an assumption.
+    The interval assumes normally distributed values, which few seeds cannot confirm.
     Source: Student 1908, "The probable error of a mean".
     """
     n = len(values)
@@ -49,12 +49,12 @@ def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """A mean paired difference, its interval, and how far chance alone would bring it about."""
+    """A mean paired difference, its interval, and its p-values."""
 
     p: float
     """Two-sided, of the paired t test that the true difference is 0; nan where n < 2."""
     p_holm: float
-    """`p`, adjusted for the family of differences that it is one of."""
+    """`p`, adjusted for the family of differences that it belongs to."""
 
 
 NO_PAIR = Difference(0, math.nan, math.nan, math.nan, math.nan)
@@ -63,14 +63,14 @@ NO_PAIR = Difference(0, math.nan, math.nan, math.nan, math.nan)
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate:
     """Mean and interval of value - baseline over the seeds that both have.
 
-    Runs of one seed share initial weights, order of the data and augmentation, so what these do to both falls
-    out of the difference; its interval is that of `estimate` on the differences.
+    Runs of one seed share initial weights, data order and augmentation, whose common effect cancels in the
+    difference. The interval is that of `estimate` on the differences.
     """
     return estimate([values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())])
 
 
 def with_p_values(differences: Sequence[Estimate]) -> list[Difference]:
-    """Each with its p-value, and with that adjusted for all of them by Holm's method."""
+    """Each with its p-value, and with one adjusted for all of them by Holm's method."""
     ps = [_p_value(one) for one in differences]
     adjusted = holm(ps)
     return [
@@ -83,7 +83,7 @@ def _p_value(difference: Estimate) -> float:
     """2 P(T > |mean| / (s / sqrt(n))), T of Student with n - 1 degrees of freedom."""
     if difference.n < 2:
         return math.nan
-    if difference.mean == 0:  # also where no seed differs
+    if difference.mean == 0:  # also if no seed differs
         return 1.0
     degrees = difference.n - 1
     standard_error = difference.half_width / float(stdtrit(degrees, (1 + LEVEL) / 2))
@@ -92,11 +92,12 @@ def _p_value(difference: Estimate) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values: below 0.05 are those that Holm's method rejects at 0.05. nan stays, and is not counted.
+    """Adjusted p-values: Holm's method rejects at 0.05 those that are below 0.05. nan stays nan, uncounted.
 
         adjusted_(i) = max over j <= i of min(1, (m - j + 1) p_(j)),   p_(1) <= ... <= p_(m)
 
-    Rejecting what is below alpha is wrong even once with probability alpha at most, however they depend.
+    Rejecting all that are below alpha includes a false rejection with probability at most alpha, whatever the
+    dependence between them.
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
     """
     places = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])

@@ -1,4 +1,4 @@
-"""A study: which of its runs are a cell, what is swept, what is missing or doubtful."""
+"""A study: its cells, the keys it sweeps, and the runs that are missing or doubtful."""
 
 from collections import defaultdict
 from dataclasses import Field, fields, replace
@@ -23,16 +23,16 @@ from normlab.run_files import flat_value, is_number
 FIRST_AXES = ("study", "batch_size", "world_size", "virtual_ranks")
 PREFERRED_METRICS = ("val/miou", "val/accuracy")
 MOST_METRICS = 1000
-"""In the page and in TensorBoard; tables.csv has all."""
+"""The most that the page and TensorBoard show; tables.csv has all of them."""
 
 
 class Study:
-    """Runs as cells, with all that a reader of their means has to know."""
+    """Runs grouped into cells, with everything a reader of their means has to know."""
 
     def __init__(self, *records: Records) -> None:
         self.root = records[0].root
         self.names: tuple[str, ...] = ()
-        """Of several studies that are compared."""
+        """The names of the studies, where several are compared."""
         if len(records) > 1:
             self.names = _names(records)
             records = _named_apart(records, self.names)
@@ -59,13 +59,13 @@ class Study:
         return " against ".join(self.names) or self.root.resolve().name
 
     def curve(self, run: str, tag: str) -> NDArray[Any]:
-        """A column of `points` at one run's rows."""
+        """A column of `points`, restricted to one run."""
         begin, end = self._where.get(run, (0, 0))
         return self._columns[tag][begin:end]
 
     @cached_property
     def _columns(self) -> dict[Any, NDArray[Any]]:
-        """`points` by column: pandas' own slices of a table of thousands take milliseconds each."""
+        """`points` by column: slicing a DataFrame of thousands of columns takes milliseconds each time."""
         return {tag: column.to_numpy() for tag, column in self.points.items()}
 
     @cached_property
@@ -76,22 +76,22 @@ class Study:
 
     @cached_property
     def _where(self) -> dict[str, tuple[int, int]]:
-        """Each run's rows of `points`, which stand together."""
+        """The first and last row of each run in `points`, where its rows are contiguous."""
         counts = self.points["run"].value_counts(sort=False)
         order = self.points["run"].drop_duplicates().tolist()
         ends = np.cumsum([counts[run] for run in order]).tolist()
         return {run: (end - int(counts[run]), end) for run, end in zip(order, ends, strict=True)}
 
     def _last(self, tags: list[str]) -> pd.DataFrame:
-        """The last value of curves that are no final metrics, by run."""
+        """For each run, the last value of the curves that are not final metrics."""
         return self.points.groupby("run", observed=True)[tags].last()
 
     def _axes(self) -> list[Axis]:
-        """The swept keys: those of config.yaml that change a result and have several values in one norm.
+        """The swept keys: those that change a result and take several values within one norm.
 
-        A key whose section's name already says it (model.depth beside model) is none, nor is one that has a single
-        value in each of several studies, or at each norm and batch size. Studies, and results of several versions
-        of the harness, are told apart like any other key.
+        A key is not swept if its section's name implies it (model.depth beside model), or if it has a single value
+        in each study, or for each norm and batch size. The study itself, and results_version, count as swept keys
+        where there are several.
         """
         runs = self.runs
         kept = [key for key in self.settings if key not in {"norm", "seed"} and key not in NOT_OF_IDENTITY]
@@ -108,7 +108,7 @@ class Study:
         own = [axis for axis in swept if axis.startswith("norm.")]
         more = [key for key in swept if key not in (*first, *own)]
         if "norm" in runs and first:
-            # A rate chosen for each norm and batch size is no axis beside them: norms would share no place.
+            # A rate tuned for each norm and batch size is no axis of its own: no two norms would share a value.
             cells = runs.groupby(["norm", *first, *own], dropna=False)
             more = [key for key in more if (cells[key].nunique() > 1).any()]
         return first + sorted(own + more)
@@ -136,8 +136,8 @@ class Study:
 
     @cached_property
     def missing(self) -> list[str]:
-        """Runs that the grid has room for and nobody began. In each study: every norm, as it is set somewhere, at
-        every combination of the other keys that some norm has, with every seed."""
+        """Runs of the grid that have not begun. Within each study, the grid is every variant of every norm, at
+        every combination of the other keys that any norm has, with every seed."""
         studies: dict[Value, list[Cell]] = defaultdict(list)
         for cell in self.cells:
             studies[cell.values.get("study")].append(cell)
@@ -146,35 +146,35 @@ class Study:
         ]
 
     def shown_metrics(self, metric: str) -> list[str]:
-        """`metrics`, and of more than MOST_METRICS the first of them, with `metric`."""
+        """`metrics`; if there are more than MOST_METRICS, `metric` and the first of the others."""
         if len(self.metrics) <= MOST_METRICS:
             return self.metrics
         return list(dict.fromkeys([metric, *self.metrics]))[:MOST_METRICS]
 
     def default_metric(self) -> str:
-        """What the runs call their sweep_metric if they have it, else mIoU, else accuracy, else what there is."""
+        """The runs' sweep_metric if they have it, else mIoU, else accuracy, else the first there is."""
         if not self.metrics:
             raise ConfigError(
-                f"no run below {self.root} has logged a metric yet; python -m launch.status tells more."
+                f"no run below {self.root} has logged a metric yet; python -m launch.status shows their states."
             )
         named = list(self.runs["sweep_metric"].mode()) if "sweep_metric" in self.runs else []
         preferred = [metric for metric in (*named, *PREFERRED_METRICS) if metric in self.metrics]
         return (preferred or self.metrics)[0]
 
     def check_metric(self, metric: str) -> None:
-        """Raises: ConfigError that lists the metrics there are."""
+        """Raises: ConfigError, which lists the metrics there are."""
         if metric not in self.metrics:
             raise ConfigError(f"metric={metric} is not in these runs; they have {', '.join(self.metrics)}.")
 
     def check_axis(self, x: Axis) -> None:
-        """Raises: ConfigError that lists the swept keys."""
+        """Raises: ConfigError, which lists the swept keys."""
         if x not in (*self.axes, "batch_size"):
             raise ConfigError(f"x={x} is not swept in these runs; swept are {', '.join(self.axes) or 'no keys'}.")
 
     def baseline(self, name: str | None) -> str | None:
-        """The series to compare with: the one of that name, or the norm's first; by default bn, if it is there.
+        """The series to compare with: the one of that name, or the first of that norm; by default bn, if present.
 
-        Raises: ConfigError that lists the series there are.
+        Raises: ConfigError, which lists the series there are.
         """
         series = list(dict.fromkeys(cell.series for cell in self.cells))
         chosen = [one for one in series if one == (name or "bn") or one.split(" ")[0] == (name or "bn")]
@@ -183,7 +183,7 @@ class Study:
         return chosen[0] if chosen else None
 
     def facets(self, x: Axis) -> list[tuple[tuple[Axis, Value], ...]]:
-        """Every combination of the swept keys that are neither `x` nor a norm's own."""
+        """Every combination of the swept keys other than `x` and the norms' own."""
         found = {self.facet(cell, x) for cell in self.cells}
         return sorted(found, key=lambda facet: [(axis, sort_key(value)) for axis, value in facet])
 
@@ -200,7 +200,7 @@ def _written(directory: str) -> float:
 
 
 def _missing(cells: list[Cell]) -> list[str]:
-    """Those of one study."""
+    """The missing runs of one study."""
     there = {(*_place(cell), run["seed"]) for cell in cells for run in cell.runs}
     series = dict.fromkeys((cell.norm, cell.variant) for cell in cells)
     others = sorted({_place(cell)[2] for cell in cells}, key=lambda at: [sort_key(value) for _, value in at])
@@ -215,7 +215,7 @@ def _missing(cells: list[Cell]) -> list[str]:
 
 
 def _place(cell: Cell) -> tuple[str, tuple[tuple[Axis, Value], ...], tuple[tuple[Axis, Value], ...]]:
-    """(norm, its own keys, all other keys); which version of the harness it is of does not matter."""
+    """(norm, its own keys, all other keys but results_version)."""
     own = tuple(axis for axis, _ in cell.variant)
     return cell.norm, cell.variant, cell.without("results_version", *own)
 
@@ -226,7 +226,7 @@ def _names(records: tuple[Records, ...]) -> tuple[str, ...]:
 
 
 def _named_apart(records: tuple[Records, ...], names: tuple[str, ...]) -> tuple[Records, ...]:
-    """Several studies, whose runs may have the same names: each run's begins with its study's."""
+    """Several studies, each run's name prefixed with its study's, since two may have runs of the same name."""
     apart = []
     for name, one in zip(names, records, strict=True):
         runs = one.runs.assign(run=name + "/" + one.runs["run"], study=name)
@@ -248,7 +248,7 @@ def _schema() -> list[tuple[str, "Field[Any]"]]:
 
 
 NOT_OF_IDENTITY = frozenset(key for key, spec in _schema() if not spec.metadata.get("identity", True))
-"""Keys that change no result, as the schema says."""
+"""Keys that change no result, according to the schema."""
 
 
 def _defaults() -> dict[str, list[Value]]:
@@ -259,10 +259,10 @@ def _defaults() -> dict[str, list[Value]]:
 
 
 DEFAULTS = _defaults()
-"""Of each key, as runs have them; some have another in each section."""
+"""The defaults of each key, written as runs have them; a key may have another in each section."""
 
 
 def study_axes(study: Study) -> list[Axis]:
-    """The keys that tables and figures are drawn along: the swept ones, but for those that only tell panels apart;
-    where there is none, the batch size."""
+    """The keys that tables and figures are drawn along: the swept ones, except those that only separate panels.
+    If there is none, the batch size."""
     return [axis for axis in study.axes if axis not in ("study", "results_version")] or ["batch_size"]

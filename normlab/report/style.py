@@ -1,4 +1,4 @@
-"""One colour and one marker for each norm, in every figure, on the page, and from study to study."""
+"""One colour and one marker per norm, in every figure, on the page, and in every study."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from normlab.config.norm import NORMS
 class Style:
     colour: str
     marker: str
-    """Of matplotlib."""
+    """As matplotlib names it."""
     symbol: str
-    """The same marker, of Plotly."""
+    """As Plotly names it."""
 
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888")
-"""Okabe & Ito's, told apart by most colour-blind readers; yellow is left out, since it is lost on paper."""
+"""Okabe & Ito's, which most colour-blind readers can distinguish; without yellow, which is too faint on paper."""
 _SYMBOLS = {
     "o": "circle",
     "s": "square",
@@ -34,12 +34,12 @@ _SYMBOLS = {
 
 
 def norm_order(norm: str) -> tuple[int, str]:
-    """Norms as they are listed everywhere: the known ones in their order, then the others by name."""
+    """The order in which norms are listed everywhere: known ones as declared, then the others by name."""
     return (list(NORMS).index(norm) if norm in NORMS else len(NORMS), norm)
 
 
 def style_of(norm: str) -> Style:
-    """The norm's colour and marker; an unknown one's follow from its name."""
+    """The norm's colour and marker; those of an unknown norm follow from its name."""
     if norm in NORMS:
         colour, marker = NORMS[norm].colour, NORMS[norm].marker
     else:

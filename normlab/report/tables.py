@@ -1,4 +1,4 @@
-"""What the runs say, as tables: for the terminal, as Markdown, as CSV."""
+"""Tables of the results: for the terminal, as Markdown, as CSV."""
 
 import math
 import re
@@ -15,24 +15,24 @@ from normlab.report.study import Study
 from normlab.run_state import STATES
 
 NOT_FINISHED = tuple(state for state in reversed(STATES) if state != "finished")
-"""Runs in these states are counted in their cell, and are in no mean."""
+"""Runs in these states are counted in their cell but are not part of its mean."""
 IN_WORDS = "mean ± 95 percent interval over n seeds (Student t)"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table with a row for each series and a column for each value of `x`."""
+    """A table with one row per series and one column per value of `x`."""
 
     title: str
     x: Axis
     columns: list[str]
-    """What each is headed: "batch_size=4"."""
+    """Their headings: "batch_size=4"."""
     rows: list[list[str]]
-    """The series' name first."""
+    """Each begins with the name of its series."""
 
 
 def grids(study: Study, metric: str, x: Axis, baseline: str | None) -> list[Grid]:
-    """A table for each combination of the other swept keys, and each one's differences."""
+    """One table per combination of the other swept keys, followed by those of the differences."""
     made = _facet_grids(
         study, f"{metric}, {IN_WORDS}", x, study.cells, lambda cell: _result(cell, metric, cell.estimate(metric))
     )
@@ -73,12 +73,12 @@ def _facet_grids(
 
 
 def _absent(row: Mapping[object, str], value: Value) -> str:
-    """A norm without the key x has a column of its own: it lacks nothing in the others, nor they in its."""
+    """A norm that does not have the key x has a column of its own, so empty fields are not missing runs."""
     return "" if value is None or None in row else "missing"
 
 
 def series_against(cell: Cell, x: Axis) -> str:
-    """A cell's series where `x` is the axis: without `x` itself, if that is one of the norm's keys."""
+    """A cell's series along the axis `x`: without `x` itself, if that is one of the norm's keys."""
     if not x.startswith("norm."):
         return cell.series
     return Cell(cell.norm, tuple((a, v) for a, v in cell.variant if a != x), ()).series
@@ -103,14 +103,14 @@ def _number(found: Estimate, p: float = math.nan) -> str:
 
 
 def decimals(value: float, like: float | None = None) -> str:
-    """Four places below 10, as accuracies need; fewer above. As many as `like` has, where it is given."""
+    """Four places below 10, as accuracies need, fewer above; if `like` is given, as many as it gets."""
     size = abs(value if like is None else like)
     places = 4 if size < 10 else 2 if size < 100 else 1
     return f"{value:.{places}f}"
 
 
 def cells_table(study: Study, metrics: list[str], baseline: str | None) -> pd.DataFrame:
-    """A row for each cell and metric: what tables.csv holds. An interval that there is not is empty."""
+    """The content of tables.csv: one row per cell and metric. An interval that does not exist is empty."""
     rows = []
     compared = contrasts(study, baseline)
     for metric in metrics:
@@ -135,7 +135,7 @@ def cells_table(study: Study, metrics: list[str], baseline: str | None) -> pd.Da
 
 
 def _difference_columns(contrast: Contrast, found: Difference) -> dict[str, float]:
-    """Of a difference to the baseline, and with longer names of one between studies."""
+    """The columns of one difference; those between studies have longer names."""
     before, after = (f"{contrast.label} ", contrast.label) if contrast.of else ("", "minus")
     return {
         contrast.label: found.mean,
@@ -148,7 +148,7 @@ def _difference_columns(contrast: Contrast, found: Difference) -> dict[str, floa
 
 
 def runs_table(study: Study) -> pd.DataFrame:
-    """A row a run: what runs.csv holds."""
+    """The content of runs.csv: one row per run."""
     measured = ("normalization_batch_size", "global_batch_size", "model", "data", "epochs", "samples_seen")
     machine = ("images_per_second", "wall_s", "device", "device_name", "precision", "torch", "hash")
     wanted = [

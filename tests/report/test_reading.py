@@ -76,7 +76,7 @@ BROKEN = {
     "config.yaml cannot be read": lambda run: (run / "config.yaml").write_bytes(b"norm: [bn\n\xff"),
     "result.json is empty or damaged": lambda run: cut(run / "result.json"),
     "result.json is not one of normlab's": lambda run: (run / "result.json").write_text('["finished"]'),
-    "no norm in config.yaml, so no run of train.py": lambda run: (
+    "no norm in config.yaml, so not a run of train.py": lambda run: (
         run.rename(run.with_name("foreign")),
         (run.with_name("foreign") / "config.yaml").write_text("port: 80\n"),
     ),

@@ -55,8 +55,8 @@ def test_a_key_that_its_section_decides_is_not_swept_and_one_that_goes_with_the_
             make_run(tmp_path, norm=norm, norm__eps=lr / 1e4, optim__lr=lr, model=model, model__depth=depth)
     study = study_of(tmp_path)
     assert study.axes == ["model"]
-    [text] = [text for text in said(study) if "differs with the norm" in text]
-    assert text.startswith("optim.lr differs with the norm")
+    [text] = [text for text in said(study) if "differs between norms" in text]
+    assert text.startswith("optim.lr differs between norms")
     assert text.endswith("bn 0.1, frn 0.05")
 
 
@@ -82,7 +82,7 @@ def test_a_key_that_some_runs_do_not_have_is_said(tmp_path):
     make_run(tmp_path, seed=1, label_smoothing=0.1)
     make_run(tmp_path, seed=1, norm="gn", norm__num_groups=2, label_smoothing=0.1)
     told = said(study_of(tmp_path))
-    assert told["label_smoothing is not in config.yaml of 1 runs, so what it was there is not known"] == ("older",)
+    assert told["label_smoothing is not in config.yaml of 1 runs, so its value there is unknown"] == ("older",)
     assert not any("num_groups" in text for text in told)
 
 
@@ -136,8 +136,10 @@ def test_a_key_that_each_study_has_once_is_said_and_is_not_swept(tmp_path):
             )
     study = study_of(tmp_path / "a", tmp_path / "b")
     assert study.axes == ["study", "batch_size"]
-    assert "epochs differs with the study, so their difference may be its: a 10, b 20" in said(study)
-    assert "norm.num_groups differs with the study, so their difference may be its: gn: a 2, b 4" in said(study)
+    assert "epochs differs between studies, which may explain their difference: a 10, b 20" in said(study)
+    assert "norm.num_groups differs between studies, which may explain their difference: gn: a 2, b 4" in said(
+        study
+    )
 
 
 def test_what_all_runs_share_is_said_where_it_is_off_its_default_or_always_wanted(tmp_path):
@@ -170,7 +172,7 @@ def test_runs_whose_place_is_not_known_are_named(tmp_path):
     (lost / "config.yaml").write_text("norm: {name: bn}\nseed: 1\n")
     study = study_of(tmp_path)
     assert study.unplaced == ["lost"]
-    assert any("1 runs that no cell counts" in text for text in said(study))
+    assert any("1 runs that belong to no cell" in text for text in said(study))
 
 
 def test_metrics_come_from_results_from_measurements_and_from_the_last_point(study, tmp_path):
@@ -217,7 +219,7 @@ def test_a_rate_that_is_chosen_for_each_norm_and_batch_size_keeps_norms_in_one_p
     study = study_of(tmp_path)
     assert study.axes == ["batch_size"]
     assert study.missing == []
-    assert any(text.startswith("optim.lr differs with the norm") for text in said(study))
+    assert any(text.startswith("optim.lr differs between norms") for text in said(study))
     make_run(tmp_path, 0.5, norm="gn", batch_size=2, optim__lr=0.05, norm__weight_standardization=True)
     assert study_of(tmp_path).axes == ["batch_size", "norm.weight_standardization"]
     make_run(tmp_path, 0.5, norm="gn", batch_size=8, optim__lr=0.8, norm__weight_standardization=False)
