@@ -1,6 +1,6 @@
 """Data: sources, splits, the order of batches and their augmentation.
 
-`load` is the one entry: the configured source, cut into train, val and test.
+`load` is the entry point: it gives the configured source, divided into train, val and test.
 """
 
 from normlab.config.data import DataConfig, SegmentationConfig
@@ -23,7 +23,7 @@ def load(cfg: DataConfig, tell: Tell | None = None) -> Dataset:
 
 
 def inputs(cfg: DataConfig, dataset: Dataset, numerics: Numerics) -> Inputs:
-    """How the samples of a dataset become what a model is given."""
+    """How the samples of a dataset become a model's input."""
     return Inputs(augmentation(cfg, dataset), dataset.mean_C, dataset.std_C, numerics)
 
 

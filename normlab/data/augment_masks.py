@@ -1,4 +1,4 @@
-"""How pictures with masks become a training batch: the same random scale, crop and flip for both."""
+"""How pictures with masks become a training batch: with the same random scale, crop and flip for both."""
 
 from dataclasses import dataclass
 
@@ -17,10 +17,10 @@ NUM_DRAWS = 7
 
 @dataclass(frozen=True)
 class ScaleAndCrop:
-    """A square of crop_size pixels out of each picture, scaled, flipped and jittered at random.
+    """Cuts a square of crop_size pixels from each picture, scaled, flipped and jittered at random.
 
-    Where the picture, scaled, is smaller than the square, it lies at a random place in it: around it the
-    picture has the mean colour and the mask is ignored.
+    A scaled picture that is smaller than the square is put at a random place in it; the pixels around it have
+    the mean colour and are ignored.
     """
 
     cfg: SegmentationConfig
@@ -58,14 +58,14 @@ class ScaleAndCrop:
         factor, row, column, flip, *jitter = drawn or [1.0, 0.5, 0.5, 0.0]
         if drawn is not None:
             factor = cfg.scale_min + (cfg.scale_max - cfg.scale_min) * factor
-        # What will be the square is cut out first and scaled then: the rest of the picture is never touched.
+        # The square is cut out before it is scaled, so that the rest of the picture is never touched.
         side = max(1, round(cfg.crop_size / factor))
         image_CHW = _window(image_CHW, side, row, column, (255 * self.mean_C).round().to(torch.uint8))
         mask_HW = _window(mask_HW[None], side, row, column, torch.tensor([IGNORED], dtype=torch.uint8))[0]
         if side != cfg.crop_size:
             size = [cfg.crop_size, cfg.crop_size]
             image_CHW = functional.resize(image_CHW, size, InterpolationMode.BILINEAR, antialias=True)
-            mask_HW = functional.resize(tv_tensors.Mask(mask_HW), size)  # by the nearest pixel
+            mask_HW = functional.resize(tv_tensors.Mask(mask_HW), size)  # takes the nearest pixel
         if flip >= 0.5:
             image_CHW, mask_HW = image_CHW.flip(-1), mask_HW.flip(-1)
         changes = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
@@ -75,9 +75,9 @@ class ScaleAndCrop:
 
 
 def _window(planes_CHW: torch.Tensor, side: int, row: float, column: float, fill_C: torch.Tensor) -> torch.Tensor:
-    """A copy of `side` x `side` pixels at a share of the way from the first place to the last one.
+    """A copy of a square of `side` x `side` pixels; `row` and `column` in [0, 1) choose among its possible places.
 
-    Along an axis shorter than `side` the picture lies within the window, else the window within the picture.
+    Along an axis that is shorter than `side`, the picture lies within the square, else the square within it.
     """
     window_CHW = fill_C[:, None, None].repeat(1, side, side)
     source, target = [slice(None)], [slice(None)]

@@ -1,4 +1,4 @@
-"""Batches for training and for evaluation, of this process's share."""
+"""Batches for training and for evaluation: the share of this process."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from normlab.distributed import Ranks
 from normlab.numerics import Numerics
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-"""Images (B, 3, H, W), normalised, and labels: (B,) int64, or (B, H, W) where each pixel has its own."""
+"""Normalised images (B, 3, H, W), and labels: (B,) int64, or (B, H, W) where each pixel has its own."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """How samples become what a model is given: at which size, on which device, in which numbers."""
+    """How samples become a model's input: its size, device, dtype and normalisation."""
 
     augmentation: Augmentation
     mean_C: torch.Tensor
@@ -25,12 +25,12 @@ class Inputs:
     numerics: Numerics
 
     def batch(self, split: Split, index_B: torch.Tensor, draws: torch.Tensor | None = None) -> Batch:
-        """Samples at the training's size, augmented by the split's `draws` where they are given."""
+        """Samples at the size for training, augmented if the split's `draws` are given."""
         images_BHWC, labels = self.augmentation.batch(split, index_B, draws, self.numerics.device)
         return self.normalised(images_BHWC), labels
 
     def whole(self, split: Split, index_B: torch.Tensor) -> Batch:
-        """Samples at their full size."""
+        """Samples at full size."""
         images_BHWC, labels = split.take(index_B)
         return self.normalised(images_BHWC), labels.to(self.numerics.device)
 
@@ -41,8 +41,8 @@ class Inputs:
 class TrainBatches:
     """The training batches of one process, which stands for one or more contiguous logical ranks.
 
-    The samples of global batch t and the augmentation of each are a function of (seed, epoch), however
-    ranks and micro-batches split them.
+    The samples of global batch t and their augmentation are a function of (seed, epoch), however ranks and
+    micro-batches split them.
     Raises: ConfigError if the global batch is larger than the data.
     """
 
@@ -66,10 +66,10 @@ class TrainBatches:
         self.steps_per_epoch = steps_per_epoch(len(split), accumulate * logical_ranks * batch_size)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
-        """Per step, from `first_step` on: `accumulate` micro-batches, each of all logical ranks here.
+        """For each step, from `first_step` on: `accumulate` micro-batches, each for all logical ranks here.
 
-        A micro-batch has len(ranks_here) x batch_size samples, dealt to the ranks here like cards: sample i is
-        of logical rank ranks_here[i % len(ranks_here)].
+        A micro-batch has len(ranks_here) x batch_size samples, dealt to the ranks here like cards: sample i
+        belongs to logical rank ranks_here[i % len(ranks_here)].
         """
         order = epoch_order(len(self._split), seed=self._seed, epoch=epoch, **self._shape)
         draws = None
@@ -82,11 +82,11 @@ class TrainBatches:
 def eval_batches(
     split: Split, inputs: Inputs, ranks: Ranks, *, batch_size: int, limit: int | None = None
 ) -> Iterator[Batch]:
-    """This rank's share of a split, unaugmented: each sample once over all ranks, nothing padded.
+    """This rank's share of a split, unaugmented: over all ranks, each sample once and no padding.
 
     The split is cut into batches of at most `batch_size` samples at full size, and batch k goes to rank
-    k % world_size: every batch holds the same samples at any world size. A rank may get none.
-    `limit` takes so many samples, by a fixed permutation (folders are sorted by class).
+    k % world_size, so every batch holds the same samples at any world size. A rank may get none.
+    `limit` restricts it to so many samples, chosen by a fixed permutation since folders are sorted by class.
     """
     order = torch.arange(len(split))
     if limit is not None and limit < len(split):
@@ -105,14 +105,14 @@ def precise_batches(
     chunk_size: int,
     chunks_per_batch: int,
 ) -> Iterator[Batch]:
-    """This rank's share of `samples` samples (or all there are), unaugmented, in whole chunks of `chunk_size`.
+    """This rank's share of `samples` samples (at most all), unaugmented, in whole chunks of `chunk_size`.
 
-    Which samples make a chunk is a function of the seed. A batch holds up to chunks_per_batch of them, dealt
-    like cards: of k chunks, sample i is in chunk i % k. A rank may get none, and all do where no chunk is whole.
+    Which samples form a chunk is a function of the seed. A batch holds up to chunks_per_batch chunks, dealt like
+    cards: sample i of a batch of k chunks is in chunk i % k. A rank may get none; all do if no chunk is whole.
     """
     order = permutation(len(split), seed=seed, epoch=0, stream=Stream.precise)
     chunks = min(samples, len(split)) // chunk_size
     order_KB = order[: chunks * chunk_size].view(chunks, chunk_size)
-    batches = order_KB.split(chunks_per_batch) if chunks else ()  # of nothing, split makes one batch of nothing
+    batches = order_KB.split(chunks_per_batch) if chunks else ()  # split would make one empty batch
     for index_KB in batches[ranks.rank :: ranks.world_size]:
         yield inputs.batch(split, index_KB.T.reshape(-1))

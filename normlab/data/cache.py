@@ -1,4 +1,4 @@
-"""Folders of arrays kept on disk: made once by one process, then memory-mapped by all that read them."""
+"""Folders of arrays on disk, made once by one process and memory-mapped by every process that reads them."""
 
 import hashlib
 import json
@@ -26,27 +26,27 @@ from normlab.data.decode import in_threads
 T = TypeVar("T")
 
 CHECKSUMS = "checksums.json"
-"""In each folder: xxh3 (128 bits) of every other file that the build left there."""
+"""A file in each folder, with the xxh3 (128 bits) of every other file of the build."""
 
 MADE = (".npy", ".json")
-"""Suffixes of a cache's files."""
+"""The suffixes of a cache's files."""
 
 
 class DamagedError(Exception):
-    """What lies in a cache is not whole: it is made anew."""
+    """The content of a cache is incomplete or altered; it is made anew."""
 
 
 def read_or_build(folder: Path, key: str, read: Callable[[Path], T], build: Callable[[Path], None]) -> T:
-    """read(folder/key), after build() has filled it if it is missing or damaged: by its checksums, or by read.
+    """read(folder/key), after build() has filled it if it is missing, or damaged according to checksums or read.
 
-    build fills a temporary folder, which is renamed into place when whole: `folder/key` is there entirely
-    or not at all. A lock lets one process build and the others wait. What else was made in `folder` (other
-    keys, what a killed process left) is deleted after a build; a process that has it mapped keeps it.
-    Raises: OSError if the cache cannot be written; what read and build raise.
+    build fills a temporary folder, which is renamed into place when complete, so `folder/key` is there as a whole
+    or not at all. A lock lets one process build while others wait. Anything else that was made in `folder` (other
+    keys, leftovers of a killed process) is deleted after a build; processes that have it mapped keep it.
+    Raises: OSError if the cache cannot be written; whatever read and build raise.
     """
     entry = folder / key
     with suppress(DamagedError):
-        return _read(entry, read)  # without the lock, so that a finished cache may be read-only
+        return _read(entry, read)  # without the lock: a finished cache may be read-only
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f"{folder.name}.lock"):
         try:
@@ -56,18 +56,18 @@ def read_or_build(folder: Path, key: str, read: Callable[[Path], T], build: Call
                 print(f"warning: a damaged cache is rebuilt: {error}", file=sys.stderr)
         folder.mkdir(exist_ok=True)
         half_made = folder / f"half-made-{uuid.uuid4().hex}"
-        half_made.mkdir()  # not mkdtemp, whose folder would stay closed to other users
+        half_made.mkdir()  # mkdtemp would make it inaccessible to other users, for good
         try:
             build(half_made)
             write_text(half_made / CHECKSUMS, json.dumps(_checksums(half_made), indent=1))
-            if entry.exists():  # out of the way whatever lies in it; removed below, as far as it is ours
+            if entry.exists():  # moved aside, and removed below as far as it is ours
                 entry.rename(folder / f"half-made-{uuid.uuid4().hex}")
             half_made.rename(entry)
             sync(folder)
         except BaseException:
             shutil.rmtree(half_made, ignore_errors=True)
             with suppress(OSError):
-                folder.rmdir()  # only if nothing else is in it
+                folder.rmdir()  # fails if anything else is in it
             raise
         _remember(entry, _stamp(entry))
         for other in folder.iterdir():
@@ -85,7 +85,7 @@ def _read(entry: Path, read: Callable[[Path], T]) -> T:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a folder that a build made. Whatever has another name, or holds anything else, is left alone."""
+    """Delete a folder that a build made. One with another name or other content is left alone."""
     if not re.fullmatch(r"[0-9a-f]{16}|half-made-\w+", folder.name) or folder.is_symlink() or not folder.is_dir():
         return
     files = list(folder.iterdir())
@@ -94,11 +94,11 @@ def _remove(folder: Path) -> None:
 
 
 def _verify(entry: Path) -> None:
-    """Compare the files of a cache to their checksums, once per machine and cache.
+    """Compare the files of a cache with their checksums, once per machine and cache.
 
-    What was compared is remembered for each user by size, inode and times of change, in the user's own folder: the
-    cache may be shared, or read-only. Reads 1 GB of pages that are in memory in 0.3 s.
-    Raises: DamagedError; OSError or ValueError where there are no checksums that could be read.
+    Which ones were compared is remembered by size, inode and times of change, in the user's own folder, since the
+    cache may be shared or read-only. 1 GB takes 0.3 s if its pages are in memory.
+    Raises: DamagedError; OSError or ValueError if there are no readable checksums.
     """
     stamp = _stamp(entry)
     with suppress(OSError, RuntimeError):
@@ -127,7 +127,7 @@ def _stamp(entry: Path) -> str:
 
 
 def _remember(entry: Path, stamp: str) -> None:
-    with suppress(OSError, RuntimeError):  # no folder of one's own: verified at each start
+    with suppress(OSError, RuntimeError):  # without a folder of one's own, it is verified at each start
         note = _note(entry)
         note.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(note) as file:
@@ -135,24 +135,24 @@ def _remember(entry: Path, stamp: str) -> None:
 
 
 def _note(entry: Path) -> Path:
-    """Where it is remembered what of a cache was verified on this machine; another key takes its place."""
+    """Where to remember which cache was verified on this machine; a cache of another key takes its place."""
     return user_folder() / "verified" / digest(platform.node(), entry.parent)
 
 
 def user_folder() -> Path:
-    """The user's own folder for what can be made again. Raises: RuntimeError where there is no home."""
+    """The user's own folder for files that can be made again. Raises: RuntimeError if there is no home."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "normlab"
 
 
 def digest(*parts: object) -> str:
-    """A short hash of the parts as text, in their order."""
+    """A short hash of the parts as text, in order."""
     return hashlib.blake2b("\n".join(map(str, parts)).encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
 
 class ArrayWriter:
     """Writes a .npy file block by block along its first axis, and syncs it to disk when it closes.
 
-    By plain writes: a full disk is then an OSError, where a memory map would end the process with SIGBUS.
+    It does so by plain writes, since a full disk is then an OSError; a memory map would end the process by SIGBUS.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -175,7 +175,7 @@ class ArrayWriter:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A small file, synced to disk."""
+    """Write a small file, and sync it to disk."""
     with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -183,10 +183,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def map_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> torch.Tensor:
-    """A .npy file as a read-only memory-mapped tensor: its pages are shared by all processes that map it.
+    """A .npy file as a read-only memory-mapped tensor, whose pages are shared by all processes that map it.
 
-    Writing to the tensor ends the process: the pages are protected.
-    Raises: DamagedError if the file is not a whole array of this shape and type.
+    Writing to the tensor ends the process, since the pages are protected.
+    Raises: DamagedError unless the file is a complete array of this shape and type.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -195,8 +195,8 @@ def map_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> torch.Tens
     if array.shape != shape or array.dtype != dtype:
         raise DamagedError(f"{path} holds {array.dtype} {array.shape} instead of {dtype} {shape}")
     if isinstance(array.base, mmap.mmap):
-        # Rows are taken at random. What fits into memory is best read ahead as a whole; of what does not,
-        # the kernel's read-ahead would fetch many neighbours that are never asked for.
+        # Rows are taken at random. An array that fits into memory is best read ahead as a whole. For a larger
+        # one, the kernel's read-ahead would fetch many neighbours that are never used.
         fits = array.nbytes < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
         array.base.madvise(mmap.MADV_WILLNEED if fits else mmap.MADV_RANDOM)
-    return torch.from_dlpack(array)  # from_numpy warns of arrays that cannot be written
+    return torch.from_dlpack(array)  # from_numpy warns about read-only arrays

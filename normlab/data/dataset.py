@@ -1,4 +1,4 @@
-"""What every source gives, and how it is cut into train, val and test."""
+"""What every source provides, and how it is divided into train, val and test."""
 
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
@@ -12,12 +12,12 @@ from normlab.data.order import fixed_permutation
 
 
 class Split(Protocol):
-    """Labelled pictures, or some of them by index."""
+    """Labelled pictures, or a selection of them by index."""
 
     def __len__(self) -> int: ...
 
     def subset(self, index_B: torch.Tensor) -> Self:
-        """The samples at `index_B` of this split, as a split that copies nothing."""
+        """The samples at `index_B` of this split, as a split that shares its memory."""
 
     def eval_groups(self, index_B: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
         """`index_B` cut into batches of at most `batch_size` samples that `take` can stack."""
@@ -28,16 +28,16 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """A class for each image, all of one size. A subset of a memory-mapped array copies nothing."""
+    """Images of one size with one class each. A subset of a memory-mapped array copies nothing."""
 
     images_BHWC: torch.Tensor
-    """uint8, RGB; may be memory-mapped and read-only: never write to it."""
+    """uint8, RGB. Never write to it: it may be memory-mapped and read-only."""
 
     labels_B: torch.Tensor
     """int64, one for each of images_BHWC."""
 
     indices: torch.Tensor | None = None
-    """int64: the samples of this split among images_BHWC. None: all, in their order."""
+    """int64: the samples of images_BHWC that are in this split. None: all, in order."""
 
     def __len__(self) -> int:
         return len(self.labels_B if self.indices is None else self.indices)
@@ -57,19 +57,19 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class MaskedImages:
-    """A class for each pixel: pictures of any sizes with their masks, one after the other in two flat arrays."""
+    """Pictures of any size with a class for each pixel, one after the other in two flat arrays."""
 
     pixels: torch.Tensor
-    """uint8: every picture's rows of RGB; may be memory-mapped and read-only: never write to it."""
+    """uint8: every picture's rows of RGB. Never write to it: it may be memory-mapped and read-only."""
 
     labels: torch.Tensor
-    """uint8: every mask's rows, the class of each pixel, or IGNORED."""
+    """uint8: every mask's rows, with the class of each pixel or IGNORED."""
 
     places_B3: torch.Tensor
     """int64 (first pixel, height, width) of each picture."""
 
     indices: torch.Tensor | None = None
-    """int64: the samples of this split among places_B3. None: all, in their order."""
+    """int64: the samples of places_B3 that are in this split. None: all, in order."""
 
     def __len__(self) -> int:
         return len(self.places_B3 if self.indices is None else self.indices)
@@ -92,16 +92,16 @@ class MaskedImages:
         return groups
 
     def take(self, index_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copies of samples of one size: images (B, H, W, 3) uint8, labels (B, H, W) int64."""
+        """Copies of samples that have the same size: images (B, H, W, 3) uint8, labels (B, H, W) int64."""
         images, masks = zip(*map(self.sample, index_B.tolist()), strict=True)
         return torch.stack(images), torch.stack(masks).long()
 
     def all_ignored(self) -> bool:
-        """Whether no pixel counts. Looks at no more than it must: mostly at one mask."""
+        """Whether no pixel counts. Stops at the first mask with one that does, mostly the very first."""
         return all(bool((self.sample(index)[1] == IGNORED).all()) for index in range(len(self)))
 
     def pixel_counts(self, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(K,) int64 each: a class's pixels, and the pixels that count of the pictures that show it."""
+        """(K,) int64 each: the pixels of each class, and all valid pixels of the pictures that show it."""
         of_class_K, of_pictures_K = torch.zeros(2, num_classes, dtype=torch.int64)
         for index in range(len(self)):
             counts = torch.bincount(self.sample(index)[1].flatten().int(), minlength=256)[:num_classes]
@@ -111,7 +111,7 @@ class MaskedImages:
 
 
 IGNORED = 255
-"""Label of a pixel that counts neither in the loss nor in metrics, whatever value a file has for it."""
+"""The label of a pixel that counts neither in the loss nor in metrics, whatever its value in a file."""
 
 
 def _rows(indices: torch.Tensor | None, index_B: torch.Tensor) -> torch.Tensor:
@@ -129,11 +129,11 @@ class Source:
     mean_C: torch.Tensor
     std_C: torch.Tensor
     val: Split | None = None
-    """Where the data come with a val folder beside the test folder."""
+    """Only of data that have a val folder beside the test folder."""
     notes: tuple[str, ...] = ()
-    """What a person should see before a run: a line each."""
+    """Lines that the user should see before a run."""
     palette_K3: torch.Tensor | None = None
-    """uint8: of masks, the colour of each class in pictures."""
+    """uint8: for segmentation, the colour of each class in pictures."""
 
 
 @dataclass(frozen=True)
@@ -143,19 +143,19 @@ class Dataset:
     train: Split
 
     val: Split
-    """What the curves call val: held out of train, or the test folder where val_fraction is 0."""
+    """What the curves call val: held out of train, or the test folder if val_fraction is 0."""
 
     test: Split | None
-    """Evaluated once, at the end. None where val is the test folder."""
+    """Evaluated once, at the end. None if val is the test folder."""
 
     eval_split: str
     """What val is: 'val' (held out of train) or 'test' (the test folder)."""
 
     classes: list[str]
-    """A class's label is its position here."""
+    """Their names; a label is a position here."""
 
     fingerprint: str
-    """Of what the source holds, wherever it lies: part of a run's identity."""
+    """A hash of the source's content, wherever it lies; part of a run's identity."""
 
     mean_C: torch.Tensor
     """float64, per channel, of the source's training pixels scaled to [0, 1]; or data.input_mean."""
@@ -164,26 +164,26 @@ class Dataset:
     """float64, their population standard deviation; or data.input_std."""
 
     palette_K3: torch.Tensor | None = None
-    """uint8: of masks, the colour of each class in pictures."""
+    """uint8: for segmentation, the colour of each class in pictures."""
 
     notes: tuple[str, ...] = ()
-    """What a person should see before a run: a line each."""
+    """Lines that the user should see before a run."""
 
 
 def split_source(source: Source, cfg: DataConfig) -> Dataset:
     """The source with cfg.val_fraction held out and cfg.train_samples kept.
 
-    Both follow one fixed permutation: val is its beginning, train what comes next. So neither depends on
-    the run's seed, val does not depend on train_samples, and a smaller subset lies within a larger one.
-    Raises: ConfigError if train or val would be empty, train_samples is more than there are, or no pixel of a
-    split counts.
+    Both follow one fixed permutation: val is its beginning, train comes next. So neither depends on the run's
+    seed, val does not depend on train_samples, and a smaller subset is part of a larger one.
+    Raises: ConfigError if train or val would be empty, if train_samples is more than there are, or if every
+    pixel of a split is ignored.
     """
     total = len(source.train)
     num_val = round(total * cfg.val_fraction)
     left = total - num_val
     if cfg.val_fraction > 0 and num_val == 0:
         raise ConfigError(
-            f"data.val_fraction={cfg.val_fraction} of {total} training samples holds out none; "
+            f"data.val_fraction={cfg.val_fraction} of {total} training samples holds none out; "
             f"choose at least {1 / total:.2g}, or 0."
         )
     if left == 0:
@@ -230,7 +230,7 @@ class PixelMoments:
     """Per-channel mean and standard deviation of uint8 images, exact over any number of blocks."""
 
     ROWS = 2**14
-    """Images counted at once: bincount makes 8 bytes of each."""
+    """Images counted at a time, since bincount takes 8 bytes per pixel."""
 
     def __init__(self) -> None:
         self._counts_CV = np.zeros((3, 256), dtype=np.int64)

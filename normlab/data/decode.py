@@ -18,20 +18,20 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-"""What is taken for an image, in any case of letters."""
+"""Files with these suffixes, in upper or lower case, are taken for images."""
 
 BLOCK, BLOCK_BYTES = 256, 2**25
-"""How many images a thread decodes before it hands them over, and how many bytes: at least one image."""
+"""A thread decodes at most so many images, and so many bytes, at a time; at least one image."""
 
 LONGEST = 8
-"""Longest aspect ratio that is resized as a whole: the ends of longer pictures are cut off first.
+"""The longest aspect ratio that is resized as a whole; the ends of longer pictures are cut off first.
 
 A picture of 65000 x 1 pixels would take 10 GB on its way to a square of 224.
 """
 
 
 def decode_all(paths: list[str], size: int) -> Iterator[np.ndarray]:
-    """The images in order, in blocks of uint8 (n, size, size, 3); few blocks are in memory at once.
+    """The images in order, in blocks of uint8 (n, size, size, 3), of which few are in memory at once.
 
     Raises: ConfigError naming the first image that cannot be read.
     """
@@ -41,7 +41,7 @@ def decode_all(paths: list[str], size: int) -> Iterator[np.ndarray]:
 
 
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """work(item) of each item, in order, by a small pool of threads; few results are in memory at once."""
+    """work(item) for each item, in order, by a small pool of threads; few results are in memory at once."""
     workers = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[Result]] = deque()
@@ -59,7 +59,7 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterato
 
 @contextmanager
 def opened(path: str) -> Iterator[Image.Image]:
-    """An image file. Raises: ConfigError naming it, where it cannot be read (in the block too)."""
+    """An image file. Raises: ConfigError naming it if it cannot be read, also within the block."""
     try:
         with Image.open(path) as image:
             yield image
@@ -71,9 +71,9 @@ def opened(path: str) -> Iterator[Image.Image]:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """In RGB of 8 bits, whatever its mode; what is transparent keeps the colour that lies there.
+    """The image in 8-bit RGB, whatever its mode; transparent pixels keep their stored colour.
 
-    Raises: ValueError for grey values whose black and white the format does not define.
+    Raises: ValueError for grey values for which the format defines no black and white.
     """
     if image.mode.startswith(("I", "F")):
         image = _grey_of_8_bits(image)
@@ -83,10 +83,10 @@ def as_rgb(image: Image.Image) -> Image.Image:
 def _grey_of_8_bits(image: Image.Image) -> Image.Image:
     """Unsigned grey values of 12 or 16 bits, scaled from their full range to 0..255.
 
-    Pillow's own conversion clips: everything above 255 would be white. Floats, signed and 32-bit integers hold
-    heights, counts or shares, and the file does not say which range is to be shown.
+    Pillow's own conversion clips, so everything above 255 would be white. Floats, signed and 32-bit integers hold
+    heights, counts or shares, and the file does not define which range to show.
     """
-    # Of "I", only PGM's is known: Pillow has scaled it from the file's own maximum to 65535.
+    # The range of "I" is known for PGM alone, where Pillow scales it from the file's own maximum to 65535.
     if not image.mode.startswith("I;16") and (image.mode, image.format) != ("I", "PPM"):
         kind = "floats" if image.mode == "F" else "signed or 32-bit integers"
         raise ValueError(f"{kind}, with no defined black and white; save it with 8 or 16 bits")
@@ -116,13 +116,13 @@ def grey_values(image: Image.Image) -> np.ndarray:
 def decode(path: str, size: int) -> np.ndarray:
     """One image by `as_rgb` and `as_square`: (size, size, 3) uint8. Raises: ConfigError naming the file."""
     with opened(path) as image:
-        image.draft("RGB", (2 * size, 2 * size))  # a large JPEG: decode no more than is needed
+        image.draft("RGB", (2 * size, 2 * size))  # decode no more of a large JPEG than is needed
         pixels = as_rgb(image)
     return as_square(pixels, size)
 
 
 def as_square(pixels: Image.Image, size: int) -> np.ndarray:
-    """An RGB image, its shorter side resized to `size`, its centre cut out: (size, size, 3) uint8."""
+    """The central square of an RGB image whose shorter side is resized to `size`: (size, size, 3) uint8."""
     pixels = _centre(pixels, *(min(side, LONGEST * min(pixels.size)) for side in pixels.size))
     width, height = pixels.size
     if min(width, height) != size:

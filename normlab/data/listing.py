@@ -1,4 +1,4 @@
-"""What lies under data.root, and where the pixels of it are cached."""
+"""The files under data.root, and where their pixels are cached."""
 
 import os
 import shutil
@@ -15,13 +15,13 @@ T = TypeVar("T")
 
 
 class Tell(Protocol):
-    """Tells a person what is made for the first time; of a total, how much of it is done."""
+    """Tells the user what is being made for the first time and, if there is a total, how much of it is done."""
 
     def __call__(self, text: str, done: int = 0, total: int = 0) -> None: ...
 
 
 def data_root(given: str | None, expected: str) -> Path:
-    """data.root as an absolute path. Raises: ConfigError where it is not given, or holds no train/."""
+    """data.root as an absolute path. Raises: ConfigError if it is not given, or has no train/ in it."""
     if given is None:
         raise ConfigError(f"data.root is not given; set it to the folder that holds {expected}.")
     root = Path(os.path.expanduser(given))
@@ -32,14 +32,14 @@ def data_root(given: str | None, expected: str) -> Path:
 
 
 def held_out_folders(root: Path) -> list[str]:
-    """Those of test/ and val/ that exist."""
+    """Which of test/ and val/ exist."""
     return [name for name in ("test", "val") if os.path.isdir(root / name)]
 
 
 def entries(folder: str) -> list[tuple[str, os.stat_result]]:
-    """Path and status of all in a folder, by name; links are followed, and what is hidden is left out.
+    """Path and status of each entry of a folder, by name; links are followed, hidden entries left out.
 
-    Raises: ConfigError where the folder cannot be read, or something in it: a link to nothing, or to itself.
+    Raises: ConfigError if the folder or an entry cannot be read, such as a link to nothing or to itself.
     """
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
@@ -49,7 +49,7 @@ def entries(folder: str) -> list[tuple[str, os.stat_result]]:
 
 
 def status(path: str) -> os.stat_result:
-    """Raises: ConfigError where there is nothing, or nothing that can be seen."""
+    """os.stat. Raises: ConfigError if that fails."""
     try:
         return os.stat(path)
     except OSError as error:
@@ -62,7 +62,7 @@ def _unreadable(path: str, error: OSError) -> ConfigError:
 
 
 def file_status(path: str) -> os.stat_result:
-    """Raises: ConfigError where there is no file that can be read to its end, as a pipe cannot."""
+    """os.stat of a regular file. Raises: ConfigError for anything else, such as a pipe, which has no end."""
     found = status(path)
     _require_file(path, found)
     return found
@@ -76,7 +76,8 @@ def _require_file(path: str, found: os.stat_result) -> None:
 def files_under(folder: str) -> list[tuple[str, int, int]]:
     """Path, size and time of change in ns of each image under a folder, at any depth; hidden ones are left out.
 
-    Raises: ConfigError naming what cannot be read, is an image by name alone, or links back to a parent.
+    Raises: ConfigError naming an entry that cannot be read, that has an image's name but is no file, or that
+    links back to a parent folder.
     """
     found = []
     left: list[tuple[str, list[tuple[int, int]]]] = [(folder, [])]
@@ -102,10 +103,10 @@ def cached(
     read: Callable[[Path], T],
     build: Callable[[Path], None],
 ) -> T:
-    """What `read` gives of the cache of `root` at `size` pixels, built where there is none for `key`.
+    """What `read` returns for the cache of `root` at `size` pixels, which is built if there is none for `key`.
 
     It lies at <cache_dir>/<root's name>-<hash of its path and size>/<key>.
-    Raises: ConfigError where it cannot be written.
+    Raises: ConfigError if it cannot be written.
     """
     try:
         caches = Path(os.path.expanduser(cache_dir)) if cache_dir else user_folder()
@@ -117,7 +118,7 @@ def cached(
     try:
         return read_or_build(folder, key, read, build)
     except OSError as error:
-        # What is there and yet has to be written was found damaged: of a shared cache, its owner should know.
+        # A cache that exists and yet has to be written is damaged. If it is shared, its owner should know.
         damaged = f", and {folder / key} is damaged" if os.path.exists(folder / key) else ""
         raise ConfigError(
             f"data.cache_dir={caches} cannot be written ({error.strerror or error}){damaged}; "
@@ -126,7 +127,7 @@ def cached(
 
 
 def announce(folder: Path, what: str, size: int, tell: Tell) -> None:
-    """Tell how many bytes are about to be decoded to where. Raises: ConfigError where they do not fit the disk."""
+    """Tell how many bytes will be decoded, and where to. Raises: ConfigError if the disk has no room for them."""
     tell(f"decoding {what} into {folder.parent} ({gigabytes(size)})")
     free = shutil.disk_usage(folder).free
     if size > free:
@@ -137,5 +138,5 @@ def announce(folder: Path, what: str, size: int, tell: Tell) -> None:
 
 
 def gigabytes(size: int) -> str:
-    """Bytes for people."""
+    """A number of bytes, in words."""
     return f"{size / 1e9:.4g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

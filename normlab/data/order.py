@@ -10,7 +10,7 @@ from normlab.config import ConfigError
 
 
 class Stream(IntEnum):
-    """What random words are for. Each purpose has its own stream, so that none shifts another."""
+    """The purpose of random words. Each purpose has its own stream, so that none shifts another."""
 
     order = 0
     augment = 1
@@ -23,16 +23,16 @@ class Stream(IntEnum):
 
 
 def stream_of(purpose: str) -> int:
-    """The stream of a purpose that is not one of `Stream`: of generated data, such as "stripes/train"."""
+    """The stream of generated data, whose purpose is not in `Stream`, such as "stripes/train"."""
     digest = hashlib.sha256(purpose.encode()).digest()
-    return int.from_bytes(digest[:8], "big") | 2**63  # above all that are numbered
+    return int.from_bytes(digest[:8], "big") | 2**63  # above those in `Stream`
 
 
 def random_words(count: int, *, seed: int, epoch: int, stream: int) -> np.ndarray:
     """`count` uniform uint64 words, a pure function of the arguments; fewer are a prefix of more.
 
-    Raw words of the counter-based Philox: NumPy keeps these the same over its versions, which it does not
-    promise for what a Generator derives from them.
+    They are raw words of the counter-based Philox, which NumPy keeps the same in all versions. It does not
+    promise that for what a Generator derives from them.
     """
     key = np.array([seed % 2**64, stream], dtype=np.uint64)
     counter = np.array([0, 0, epoch, 0], dtype=np.uint64)
@@ -46,12 +46,12 @@ def permutation(count: int, *, seed: int, epoch: int, stream: int) -> torch.Tens
 
 
 def fixed_permutation(count: int) -> torch.Tensor:
-    """(count,) int64: the one permutation behind held-out splits and subsets, the same for every run's seed."""
+    """(count,) int64: the permutation behind held-out splits and subsets, the same for every seed."""
     return permutation(count, seed=0, epoch=0, stream=Stream.split)
 
 
 def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
-    """Whole global batches in the data; the incomplete last one is dropped.
+    """The number of whole global batches in the data; an incomplete last one is dropped.
 
     Raises: ConfigError if there is none.
     """
@@ -66,9 +66,9 @@ def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
 def epoch_order(
     num_samples: int, *, seed: int, epoch: int, accumulate: int, logical_ranks: int, batch_size: int
 ) -> torch.Tensor:
-    """Indices of every sample of an epoch: (steps, accumulate, logical_ranks, batch_size) int64.
+    """The samples of an epoch, by index: (steps, accumulate, logical_ranks, batch_size) int64.
 
-    [t] holds the same samples in the same order however the global batch is split.
+    Step t has the same samples in the same order however the global batch is split.
     """
     global_batch_size = accumulate * logical_ranks * batch_size
     steps = steps_per_epoch(num_samples, global_batch_size)
