@@ -1,4 +1,4 @@
-"""Atomic save and verified load of a run's state; the checkpoint before the newest is kept beside it."""
+"""Atomic save and verified load of a run's state. The checkpoint before the newest is kept beside it."""
 
 import errno
 import pickle
@@ -23,7 +23,7 @@ FIX = "delete it, or start over with rerun=true"
 
 
 class Damaged(ConfigError):
-    """A file that does not hold what was saved."""
+    """A file whose content is not what was saved."""
 
     def __init__(self, path: Path, reason: str, fix: str = FIX) -> None:
         super().__init__(f"{path} is damaged ({reason}); {fix}.")
@@ -31,14 +31,14 @@ class Damaged(ConfigError):
 
 
 def former(path: Path) -> Path:
-    """Where the checkpoint before that at `path` is kept."""
+    """Where the checkpoint before the one at `path` is kept."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors, numbers, strings, and containers of them); a reader sees the old file or the new.
 
-    The old one stays as `former(path)`.
+    The old file is kept as `former(path)`.
     """
     state = {"format": FORMAT, **state}
     with atomic_write(path, "wb", former=former(path)) as file:
@@ -46,9 +46,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def recover(path: Path) -> bool:
-    """Leave a whole checkpoint at `path`: where it is damaged, say so, and put the one before in its place.
+    """Make sure that the checkpoint at `path` is intact; if it is not, say so and put the one before in its place.
 
-    Returns whether there is one. Raises: ConfigError where none that is there is whole.
+    Returns whether there is one. Raises: ConfigError if there are some, and none is intact.
     """
     try:
         load(path)
@@ -62,7 +62,7 @@ def recover(path: Path) -> bool:
             raise
         problem = f"damaged ({error.reason})"
     load(former(path))
-    if path.exists():  # kept, since what is judged damaged may be memory that was short
+    if path.exists():  # kept, since it may only seem damaged, for want of memory
         path.replace(path.with_name(f"{path.stem}.damaged{path.suffix}"))
     former(path).replace(path)
     print(f"warning: {path} was {problem}; going on from the checkpoint before it", file=sys.stderr)
@@ -70,22 +70,22 @@ def recover(path: Path) -> bool:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, its content checked against its checksum, nothing unpickled but tensors.
+    """Read a checkpoint onto the CPU and verify its checksum. Only tensors and plain values are unpickled.
 
     Raises: FileNotFoundError; Damaged; ConfigError for a file of another format.
     """
     state = _verified(path, FIX)
     if state.get("format") != FORMAT:
         raise ConfigError(
-            f"{path} has format {state.get('format')}, this normlab reads {FORMAT}; start over with rerun=true."
+            f"{path} has format {state.get('format')}; this normlab reads {FORMAT}. Start over with rerun=true."
         )
     if state.pop("checksum", None) != _checksum(state):
-        raise Damaged(path, "its checksum is another")
+        raise Damaged(path, "its checksum does not match")
     return state
 
 
 def check(path: Path, state: Mapping[str, Any], run_hash: str, total_steps: int, model: nn.Module) -> None:
-    """Raises: ConfigError where `state` is not what the run of this hash, length and `model` saves."""
+    """Raises: ConfigError unless a run with this hash, length and `model` saved `state`."""
     shapes = {name: tensor.shape for name, tensor in state["model"].items()}
     if state["hash"] != run_hash:
         problem = f"it was saved by run {state['hash']}"
@@ -99,7 +99,7 @@ def check(path: Path, state: Mapping[str, Any], run_hash: str, total_steps: int,
 
 
 def copy_into(tensors: Iterable[torch.Tensor], values: torch.Tensor) -> None:
-    """Fill `tensors`, one after another, from the flat `values`; what is left over is ignored."""
+    """Fill `tensors`, one after another, from the flat `values`; surplus values are ignored."""
     at = 0
     for tensor in tensors:
         tensor.copy_(values[at : at + tensor.numel()].view(tensor.shape))
@@ -107,7 +107,7 @@ def copy_into(tensors: Iterable[torch.Tensor], values: torch.Tensor) -> None:
 
 
 def _checksum(value: Any, start: int = 0) -> int:
-    """CRC-32 of all values and names: a file that was written anew with one of them changed is found as well."""
+    """CRC-32 of all values and names, so that even a file that was rewritten with one of them changed is found."""
     if isinstance(value, torch.Tensor):
         start = zlib.crc32(f"{value.dtype}{tuple(value.shape)}".encode(), start)
         content: Any = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
@@ -123,9 +123,9 @@ def _checksum(value: Any, start: int = 0) -> int:
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The weights in a checkpoint of ours, or in any file of a state dict, by name, on the CPU.
 
-    That is what torch.save has ever written, or safetensors. Files from before torch 1.6 and safetensors have no
-    checksums: their structure alone is checked.
-    Raises: ConfigError for a damaged file, or one that holds no weights.
+    It reads safetensors and all that torch.save has ever written. safetensors, and files from before torch 1.6,
+    have no checksums, so only their structure is checked.
+    Raises: ConfigError for a damaged file, or one without weights.
     """
     state = _verified(path, "choose another model.init_from")
     for key in ("model", "state_dict"):
@@ -150,7 +150,7 @@ def _verified(path: Path, fix: str) -> Any:
     except (pickle.UnpicklingError, SafetensorError) as error:
         raise Damaged(path, next(iter(str(error).splitlines()), type(error).__name__), fix) from None
     if not isinstance(state, dict):
-        raise ConfigError(f"{path} holds a {type(state).__name__} and no state; {fix}.")
+        raise ConfigError(f"{path} holds a {type(state).__name__}, not a dict of weights; {fix}.")
     return state
 
 
@@ -166,11 +166,11 @@ def _read(path: Path) -> Any:
             if damaged:
                 raise zipfile.BadZipFile(f"bad checksum of {damaged}")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what an error says better
+            warnings.simplefilter("ignore")  # an error says it better
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of any type, where bytes that are no pickle are read as one
+    except Exception as error:  # reading bytes that are no pickle may raise anything
         if (
             isinstance(error, OSError) and error.errno != errno.EINVAL
-        ):  # EINVAL: a place before the file's beginning
+        ):  # EINVAL: an offset before the file's beginning
             raise
         raise pickle.UnpicklingError(str(error) or type(error).__name__) from None

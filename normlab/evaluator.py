@@ -1,4 +1,4 @@
-"""Exact evaluation: every sample once, the same model on all ranks, the same number at any world size."""
+"""Exact evaluation: every sample once, the same model on all ranks, the same metrics at any world size."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,11 +31,11 @@ Buffers = dict[str, torch.Tensor]
 T = TypeVar("T")
 
 NUM_PICTURES = 4
-"""Samples of val whose predictions are drawn."""
+"""How many predictions on val are drawn."""
 
 
 class Stopped(Exception):
-    """A stop signal that reached some rank, and that all have agreed on."""
+    """A stop signal reached some rank, and all ranks agreed to stop."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
@@ -43,10 +43,10 @@ class Stopped(Exception):
 
 
 def in_rounds(batches: Iterator[T], ranks: Ranks, stop_signal: Callable[[], int]) -> Iterator[T]:
-    """This rank's batches, one a round, until no rank has any left.
+    """This rank's batches, one per round, until no rank has any left.
 
-    Ranks have unequal numbers of batches, and a signal reaches them at different moments; what each finds before
-    a round makes all go on, or all leave at the same place. Collective: every rank must exhaust it.
+    Ranks have unequal numbers of batches, and a signal reaches them at different moments. Before each round they
+    agree, so that all go on or all stop there. Collective: every rank must exhaust it.
     Raises: Stopped, on all ranks.
     """
     for batch in chain(batches, repeat(None)):
@@ -70,9 +70,9 @@ def evaluate(
 ) -> torch.Tensor:
     """The task's sums over the samples of all ranks' `batches`.
 
-    `module` is the bare one, not DDP's: its forward would wait for ranks with other numbers of batches, and
-    broadcast buffers. `buffers` stand in for the module's own, which are not changed; train mode is restored.
-    Collective: every rank must call, once its batches are done.
+    `module` is the one inside DDP, whose own forward would wait for ranks that have fewer batches. `buffers`
+    replace the module's own, which are not changed; train mode is restored.
+    Collective: every rank must call it, and arrives once its batches are done.
     """
     sums = task.zero_sums(ranks.device)
     with evaluating(module), numerics.autocast:
@@ -83,7 +83,7 @@ def evaluate(
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """The module in eval mode and without gradients inside the block."""
+    """Inside the block, the module is in eval mode, without gradients."""
     was_training = module.training
     module.eval()
     try:
@@ -94,7 +94,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 class Evaluator:
-    """What a run evaluates, and with which running statistics. Collective: every rank must call its methods."""
+    """Evaluates a run, with the running statistics of its policy. Collective: every rank must call its methods."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Evaluator:
         self.numerics = inputs.numerics
 
     def buffers(self) -> tuple[Buffers, dict[str, float]]:
-        """Copies of rank 0's buffers with the policy's running statistics (C,), and the ranks' spread."""
+        """Copies of rank 0's buffers with the policy's running statistics (C,), and the spread over ranks."""
         buffers = self.ranks.rank0_copy(dict(self.module.named_buffers()))
         statistics = RankStatistics.gather(self.module, self.ranks)
         if statistics is None:
@@ -120,7 +120,7 @@ class Evaluator:
         return buffers | self.chosen(statistics), statistics.spread()
 
     def chosen(self, statistics: RankStatistics) -> Buffers:
-        """The running statistics (C,) of each layer that the policy makes of those of all ranks."""
+        """The running statistics (C,) of each layer, which the policy makes from those of all ranks."""
         assert isinstance(self.cfg.norm, BatchStatisticsConfig)
         match self.cfg.norm.running_stats:
             case RunningStats.rank0:
@@ -132,7 +132,7 @@ class Evaluator:
         return as_buffers(self.module, *chosen)
 
     def _precise(self, norm: BatchStatisticsConfig) -> tuple[torch.Tensor, torch.Tensor]:
-        # A checkpoint needs these too, and a stop signal waits for it.
+        # No stop signal is looked at, since the checkpoint that it asks for needs these statistics.
         chunks = self._chunks(self.dataset.train, norm.precise_samples, lambda: 0)
         images = (images_BCHW for images_BCHW, _ in chunks)
         return precise_statistics(
@@ -140,7 +140,7 @@ class Evaluator:
         )
 
     def _chunk_size(self) -> int:
-        """The samples that share statistics in training."""
+        """The number of samples that share statistics in training."""
         assert self.cfg.world_size is not None
         logical_ranks = self.cfg.logical_ranks(self.cfg.world_size)
         return self.cfg.norm.normalization_batch_size(self.cfg.batch_size, logical_ranks)
@@ -148,7 +148,7 @@ class Evaluator:
     def _chunks(
         self, split: Split, samples: int, stop_signal: Callable[[], int]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """This rank's batches of `samples` samples of a split, in whole chunks, at the training's size."""
+        """This rank's batches of `samples` samples of a split, in whole chunks, at the size for training."""
         batches = precise_batches(
             split,
             self.inputs,
@@ -163,11 +163,11 @@ class Evaluator:
     def diagnose(
         self, buffers: Buffers, stop_signal: Callable[[], int] = lambda: 0
     ) -> tuple[dict[str, float], diagnostics.PerLayer]:
-        """What the norm layers do (see norms.diagnostics), and train_mode_gap: scalars, and a value a layer.
+        """Scalars, and values per layer: what the norm layers do (see norms.diagnostics), and train_mode_gap.
 
-        A few samples of train, unaugmented, are looked at. val/train_mode_gap is the task's main metric on as
-        many samples of val in train mode (statistics of chunks of NBS samples) less that in eval mode, on the
-        same pictures, cut to the training's size. It is left out where val has no whole chunk.
+        They are measured on a few samples of train, unaugmented. val/train_mode_gap is the main metric on as many
+        samples of val in train mode (statistics of chunks of NBS samples) minus that in eval mode, on the same
+        pictures, cut to the size for training. It is left out if val has no whole chunk.
         Source: the gap between modes: Wu & Johnson 2021, arXiv:2105.07576, section 4.
         """
         samples = max(self.cfg.diagnostics_samples, self._chunk_size())
@@ -205,9 +205,9 @@ class Evaluator:
     def metrics(
         self, buffers: Buffers, *, final: bool, stop_signal: Callable[[], int] = lambda: 0
     ) -> dict[str, float]:
-        """The metrics of val, the main metric on training samples, and at the very end the metrics of test.
+        """The metrics of val, the main metric on training samples and, if `final`, the metrics of test.
 
-        `val_sums` then holds the sums that the metrics of val were made of.
+        `val_sums` keeps the sums behind the metrics of val.
         Raises: Stopped between two batches, once a rank has a stop signal.
         """
         self.val_sums = self.split(self.dataset.val, buffers, stop_signal)
@@ -222,7 +222,7 @@ class Evaluator:
         return metrics
 
     def pictures(self, buffers: Buffers) -> dict[str, Callable[[], np.ndarray]]:
-        """Name -> what draws it, of the last metrics; of segmentation only. No collective: one rank may draw."""
+        """Name -> function that draws it, from the last metrics; none but for segmentation. Not a collective."""
         if not isinstance(self.task, Segmentation):
             return {}
         from normlab import pictures  # matplotlib, which takes half a second to import
@@ -235,7 +235,7 @@ class Evaluator:
         }
 
     def _predicted(self, buffers: Buffers) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """(picture, truth, prediction) of the same few samples of val each time."""
+        """(picture, truth, prediction) of a few samples of val, the same ones each time."""
         val, drawn = self.dataset.val, []
         with evaluating(self.module), self.numerics.autocast:
             for index_1 in fixed_permutation(len(val))[:NUM_PICTURES].split(1):

@@ -1,4 +1,4 @@
-"""Where a run's points go: TensorBoard and metrics.jsonl, over samples_seen."""
+"""Where a run's points are recorded: TensorBoard and metrics.jsonl, over samples_seen."""
 
 import json
 import math
@@ -20,38 +20,39 @@ from normlab.run_files import flat_settings, read_points
 
 
 class Logger:
-    """What watches a run. The trainer calls it in the same way on every rank. This one keeps nothing."""
+    """Records a run. The trainer calls it in the same way on every rank. This base class records nothing."""
 
     def start(self, step: int, samples_seen: int, logged: Mapping[str, int]) -> None:
-        """Begin, or go on from a checkpoint: what was recorded after it, beyond what was `logged`, goes."""
+        """Begin, or continue from a checkpoint: anything recorded after it, beyond `logged`, is deleted."""
 
     def log(self, step: int, samples_seen: int, epoch: float, metrics: dict[str, float]) -> None:
-        """Record one point, its metrics under TensorBoard's tags."""
+        """Record one point. The metrics are named by TensorBoard's tags."""
 
     def note(self, text: str) -> None:
         """Tell the user."""
 
     def document(self, name: str, text: str) -> None:
-        """Keep a text about the run, in Markdown."""
+        """Keep a text about the run, written in Markdown."""
 
     def picture(self, samples_seen: int, name: str, draw: Callable[[], np.ndarray]) -> None:
-        """Keep the picture (H, W, 3) uint8 that `draw` gives; skip this call where no picture is kept."""
+        """Keep the picture (H, W, 3) uint8 that `draw` returns; it is called only if pictures are kept."""
 
     def histogram(self, samples_seen: int, name: str, values: Sequence[float]) -> None:
-        """Keep how `values` are distributed."""
+        """Keep the distribution of `values`."""
 
     def flush(self) -> dict[str, int]:
-        """Have what was logged on disk, before a checkpoint says that it happened. Returns how much that is, by
-        file: the checkpoint keeps it for `start`.
+        """Sync everything logged so far to disk, before a checkpoint counts on it.
+
+        Returns how much that is, by file; the checkpoint keeps it for `start`.
         """
         return {}
 
     def close(self, final: dict[str, float] | None = None) -> None:
-        """End; a run that finished gives its final metrics."""
+        """End. `final`: the metrics of a run that finished."""
 
 
 def _to_each(name: str) -> Callable[..., None]:
-    """The method that calls `name` of every logger in a list."""
+    """A method that calls the method `name` of every logger in a list."""
 
     def call(self: "LoggerList", *args: Any) -> None:
         for logger in self.loggers:
@@ -61,7 +62,7 @@ def _to_each(name: str) -> Callable[..., None]:
 
 
 class LoggerList(Logger):
-    """Several loggers as one; an empty list is the logger of ranks other than 0."""
+    """Several loggers as one. Ranks other than 0 have an empty list."""
 
     def __init__(self, *loggers: Logger) -> None:
         self.loggers = loggers
@@ -81,9 +82,8 @@ class LoggerList(Logger):
 class FileLogger(Logger):
     """metrics.jsonl and TensorBoard events in the run's directory.
 
-    `logged` counts the points of metrics.jsonl and the bytes of each file of events. To forget what came later,
-    files are cut there, and nothing else ever leaves the disk; so a run may be killed at any time, and again while
-    it starts.
+    `logged` counts the points of metrics.jsonl and the bytes of each event file. To forget later ones, files are
+    truncated there, and nothing else is ever removed; so a run may be killed at any time, even while it starts.
     """
 
     def __init__(self, run: Run) -> None:
@@ -105,16 +105,16 @@ class FileLogger(Logger):
                     file=sys.stderr,
                 )
         self._lines = self._run.metrics_path.open("ab")
-        # `purge_step` is for a TensorBoard that has already read what was cut.
+        # `purge_step` is for a TensorBoard that has already read what was truncated.
         self._writer = SummaryWriter(str(self._run.directory), purge_step=samples_seen + 1 if logged else None)
 
     def _events(self) -> list[Path]:
         return list(self._run.directory.glob("events.out.tfevents.*"))
 
     def _cut_points(self, number: int) -> None:
-        """Leave the first `number` points in metrics.jsonl, and nothing else.
+        """Keep only the first `number` points of metrics.jsonl.
 
-        Raises: ConfigError where it cannot be read.
+        Raises: ConfigError if it cannot be read.
         """
         path = self._run.metrics_path
         try:
@@ -137,7 +137,7 @@ class FileLogger(Logger):
         point = {"step": step, "samples_seen": samples_seen, "epoch": epoch, **finite}
         self._lines.write(_line(point))
         self._points += 1
-        self._lines.flush()  # `launch.status` and the table of a sweep read along
+        self._lines.flush()  # `launch.status` and the table of a sweep read it meanwhile
         for tag, value in {**metrics, "epoch": epoch}.items():
             self._writer.add_scalar(tag, value, samples_seen)
 
@@ -153,7 +153,7 @@ class FileLogger(Logger):
     def histogram(self, samples_seen: int, name: str, values: Sequence[float]) -> None:
         finite = [value for value in values if math.isfinite(value)]
         if finite:
-            # TensorBoard's bins end below 1e20, and it refuses values that all lie beyond them.
+            # TensorBoard's bins end below 1e20, and it raises if all values lie beyond them.
             self._writer.add_histogram(name, np.clip(finite, -1e19, 1e19), samples_seen)
 
     def flush(self) -> dict[str, int]:
@@ -166,8 +166,8 @@ class FileLogger(Logger):
 
     def close(self, final: dict[str, float] | None = None) -> None:
         if final:
-            # SummaryWriter.add_hparams would open a second run named after the time. The metrics are named
-            # alone: TensorBoard shows the last value of each one's curve.
+            # SummaryWriter.add_hparams would open a second run, named after the time. It is enough to name the
+            # metrics: TensorBoard shows the last value of each curve.
             for summary in hparams(flat_settings(plain(self._run.config)), final):
                 self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
         self._writer.close()

@@ -5,7 +5,7 @@ import torch
 
 def confusion_matrix(predicted: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     """(K, K) int64: how many of class i (row) were taken for class j; labels outside 0..K-1 are left out."""
-    # By scatter_add, since how many labels count, and how many bins there are, would be read on the host.
+    # bincount and boolean masks would wait for the device, to learn the size of their result.
     cells = torch.where(labels < num_classes, labels * num_classes + predicted, num_classes**2).flatten()
     counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=cells.device)
     return counts.scatter_add_(0, cells, torch.ones_like(cells))[:-1].view(num_classes, num_classes)
@@ -16,9 +16,9 @@ def iou_metrics(confusion_KK: torch.Tensor, classes: list[str]) -> dict[str, flo
 
         iou_c = true positives / (true positives + false positives + false negatives)
 
-    A class that is neither there nor predicted has no IoU, and is left out: `miou` is the mean over the
-    `iou_classes` that have one. `pixel_accuracy` is the share of pixels whose class was found. Of a set
-    without any pixel that counts, there is nothing but iou_classes=0.
+    A class that is neither present nor predicted has no IoU and is left out: `miou` is the mean over the
+    `iou_classes` that have one. `pixel_accuracy` is the share of pixels that were predicted correctly. A set
+    without valid pixels has nothing but iou_classes=0.
     Source: Everingham et al. 2015, The PASCAL Visual Object Classes challenge: a retrospective, section 4.
     """
     hits_K = confusion_KK.diagonal()

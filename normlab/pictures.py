@@ -1,4 +1,4 @@
-"""Pictures of what a segmentation model does: its predictions, and which classes it takes for which."""
+"""Pictures of what a segmentation model does: its predictions, and which classes it confuses."""
 
 import numpy as np
 import torch
@@ -12,10 +12,10 @@ IGNORED_COLOUR = (255, 255, 255)
 def predictions(
     samples: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], palette_K3: torch.Tensor, classes: list[str]
 ) -> np.ndarray:
-    """Picture, truth and prediction side by side, a row a sample, over a legend: (H, W, 3) uint8.
+    """Picture, truth and prediction side by side, one row per sample, over a legend: (H, W, 3) uint8.
 
-    Each sample is a picture (H, W, 3) uint8, and the true and predicted class of each pixel (H, W); what is
-    ignored is white in the truth.
+    Each sample is a picture (H, W, 3) uint8, and the true and predicted class of each pixel (H, W). Ignored pixels
+    are white in the truth.
     """
     figure = Figure(figsize=(9, 2.3 * len(samples) + 0.22 * (len(classes) + 4) // 5 + 0.4), layout="constrained")
     axes = figure.subplots(len(samples), 3, squeeze=False)
@@ -40,7 +40,7 @@ def _coloured(labels_HW: torch.Tensor, palette_K3: torch.Tensor) -> np.ndarray:
 
 
 def confusion(confusion_KK: torch.Tensor, classes: list[str]) -> np.ndarray:
-    """Of the pixels of each class (row), the percentage that was taken for each (column): (H, W, 3) uint8."""
+    """For each class (row), the percentage of its pixels taken for each class (column): (H, W, 3) uint8."""
     share_KK = (100 * confusion_KK / confusion_KK.sum(1, keepdim=True).clamp(min=1)).numpy()
     side = 2.5 + 0.42 * len(classes)
     figure = Figure(figsize=(side, side), layout="constrained")

@@ -1,4 +1,4 @@
-"""What a model is trained for, and judged by: a class for each image, or for each pixel."""
+"""The tasks, with their losses and metrics: a class for each image, or for each pixel."""
 
 from typing import Any, Protocol
 
@@ -12,20 +12,20 @@ from normlab.data.dataset import IGNORED, Dataset, MaskedImages
 from normlab.metrics import confusion_matrix, iou_metrics
 
 Output = Any
-"""What a model gives: logits, or a dict of them by head."""
+"""What a model returns: logits, or a dict of them by head."""
 
 
 class Task(Protocol):
-    """Losses and metrics, as sums over samples: a step divides by the weight of all its samples, on all ranks."""
+    """Losses and metrics as sums over samples. A step divides by the weight of all its samples, on all ranks."""
 
     def weight(self, labels: torch.Tensor) -> torch.Tensor | None:
-        """What the loss of a batch is to be divided by; None: the number of its samples."""
+        """What the summed loss of a batch is divided by. None: the number of its samples."""
 
     def loss_sum(self, output: Output, labels: torch.Tensor) -> torch.Tensor:
-        """The training loss, summed over the batch, with a gradient."""
+        """The training loss, summed over the batch, differentiable."""
 
     def zero_sums(self, device: torch.device) -> torch.Tensor:
-        """float64: the sums of no samples."""
+        """float64: the sums over no samples."""
 
     def add_training(
         self, sums: torch.Tensor, loss_sum: torch.Tensor, output: Output, labels: torch.Tensor
@@ -33,13 +33,13 @@ class Task(Protocol):
         """Add a training batch to `sums`, in place."""
 
     def add_evaluation(self, sums: torch.Tensor, output: Output, labels: torch.Tensor) -> None:
-        """Add a batch, with a loss without label smoothing, class weights and further heads."""
+        """Add a batch to `sums`, in place, its loss without label smoothing, class weights and auxiliary heads."""
 
     def metrics(self, sums: torch.Tensor) -> dict[str, float]:
-        """Sums over all ranks -> loss, and what the task is judged by."""
+        """The loss and the task's metrics, from sums over all ranks."""
 
     def metric_names(self) -> list[str]:
-        """All that `metrics` may hold."""
+        """All names that `metrics` may have."""
 
 
 def build_task(cfg: Config, dataset: Dataset, device: torch.device) -> Task:
@@ -53,18 +53,18 @@ def build_task(cfg: Config, dataset: Dataset, device: torch.device) -> Task:
 
 
 def class_weights(cfg: SegmentationConfig, dataset: Dataset) -> torch.Tensor | None:
-    """(K,) float32: how much a pixel of each class counts in the training loss; None: all the same.
+    """(K,) float32: the weight of a pixel of each class in the training loss. None: all are equal.
 
-    median_frequency: w_c = median(f) / f_c, f_c = pixels of class c / pixels of the training pictures with c;
-    a class that none shows has weight 0, and no part in the median.
-    Raises: ConfigError where the given ones are not one a class, or all 0.
+    median_frequency: w_c = median(f) / f_c, f_c = pixels of class c / pixels of the training pictures with c.
+    A class without any pixel has weight 0, and is not part of the median.
+    Raises: ConfigError if the given weights are not one per class, or are all 0.
     Source: Eigen & Fergus 2015, arXiv:1411.4734, section 6.3.2.
     """
     if cfg.class_weights is not None:
         if len(cfg.class_weights) != len(dataset.classes) or not any(cfg.class_weights):
             given = ",".join(f"{weight:g}" for weight in cfg.class_weights)
             raise ConfigError(
-                f"data.class_weights=[{given}] must be {len(dataset.classes)} numbers, one a class "
+                f"data.class_weights=[{given}] must be {len(dataset.classes)} numbers, one per class "
                 f"({', '.join(dataset.classes)}), not all of them 0."
             )
         return torch.tensor(cfg.class_weights, dtype=torch.float32)
@@ -165,7 +165,7 @@ class Segmentation:
         self._add(sums, loss_sum, weight, output, labels)
 
     def add_evaluation(self, sums: torch.Tensor, output: Output, labels: torch.Tensor) -> None:
-        # At full size, float64 for every pixel and class would be large: only the sum is float64.
+        # Only the sum is float64: for every pixel and class at full size it would take much memory.
         logits_BKHW = output["out"].to(torch.promote_types(output["out"].dtype, torch.float32))
         losses_BHW = F.cross_entropy(logits_BKHW, labels, ignore_index=IGNORED, reduction="none")
         self._add(sums, losses_BHW.double().sum(), (labels != IGNORED).sum(), output, labels)

@@ -31,7 +31,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass
 class Outcome:
-    """How a run ended: finished, diverged, or stopped by `stop_signal` (to be resumed)."""
+    """How a run ended: finished, diverged, or stopped by `stop_signal`, to be resumed."""
 
     status: str
     metrics: dict[str, float] = field(default_factory=dict)
@@ -46,10 +46,10 @@ class Step:
     stop_signal: int
     save_due: bool
     finite: bool
-    """Whether the loss was; where it was not, the weights are as they were."""
+    """Whether the loss was finite on all ranks. If not, the weights were not updated."""
 
     grad_norm: torch.Tensor | None
-    """Where it was measured or clipped."""
+    """Of the gradient before clipping, if it was measured."""
 
 
 class Trainer:
@@ -99,7 +99,7 @@ class Trainer:
                 self.module,
                 device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
-                # Evaluation sees rank 0's buffers either way, so the broadcast in each forward buys nothing.
+                # Evaluation copies rank 0's buffers anyway, so a broadcast in each forward would be of no use.
                 **NO_BUFFER_SYNC,
             )
         self.model = torch.compile(self.ddp) if cfg.compile else self.ddp
@@ -112,16 +112,16 @@ class Trainer:
         self.train_s = self.earlier_wall_s = 0.0
         self.resumed = 0
         self.devices = [ranks.device.type]
-        """On which kinds of device the run was trained so far, in order."""
+        """The kinds of device on which the run has been trained so far, in order."""
         self.stop_signal: Callable[[], int] = lambda: 0
 
     # --- the loop --------------------------------------------------------------------------------------
 
     def train(self, logger: Logger, stop_signal: Callable[[], int]) -> Outcome:
-        """Train to the end, to a loss that is not finite, or to the first stop signal on any rank.
+        """Train to the end, until the loss is not finite, or until the first stop signal on any rank.
 
-        A run that stops, or is killed, goes on from its last checkpoint when it is trained again, and ends
-        with the same parameters bit for bit (same ranks, same threads, CPU).
+        A run that stops or is killed continues from its last checkpoint when it is trained again, and ends with
+        the same parameters bit for bit (with the same ranks and threads, on the CPU).
         """
         self.logger, self.stop_signal = logger, stop_signal
         self._warm_up()
@@ -140,11 +140,11 @@ class Trainer:
             return Outcome("stopped", stop_signal=stopped.signal)
 
     def _train_from(self, step: int) -> Outcome:
-        """Raises: Stopped where a stop signal reached a rank, once the run can go on from a checkpoint."""
+        """Raises: Stopped after a stop signal on any rank, once there is a checkpoint to continue from."""
         metrics: dict[str, float] = {}
         while True:
-            # The checkpoint of an epoch's end is saved before its evaluation, which may be long: a run that goes
-            # on from there evaluates first.
+            # The checkpoint at the end of an epoch is saved before the evaluation, which may take long. A run that
+            # continues from it evaluates first.
             if self._evaluation_due(step):
                 metrics = self._evaluate(step)
             if step == self.total_steps:
@@ -164,7 +164,7 @@ class Trainer:
                     raise Stopped(done.stop_signal)
                 if step == self.total_steps:
                     break
-        # No step comes after the last one to find that it spoilt the weights.
+        # If the last step spoilt the weights, no further step finds out.
         if not (_all_finite(metrics) and all(p.isfinite().all() for p in self.module.parameters())):
             return self._diverged(step)
         return Outcome("finished", metrics, self._measured(step))
@@ -174,7 +174,7 @@ class Trainer:
         return step == self.total_steps or (step > 0 and steps == 0 and epochs % self.cfg.eval_every_epochs == 0)
 
     def _step(self, step: int, micro_batches: list[Batch]) -> Step:
-        """Forward, backward and update, unless the loss is not finite on some rank."""
+        """Forward, backward, and an update unless the loss is not finite on some rank."""
         scale = self._start_scale(micro_batches)
         loss = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         for index, (images_BCHW, labels) in enumerate(micro_batches):
@@ -200,22 +200,22 @@ class Trainer:
         return Step(int(stop_signal), bool(save_due), not not_finite, grad_norm)
 
     def _start_scale(self, micro_batches: list[Batch]) -> Callable[[], float | torch.Tensor]:
-        """What a sum of losses is multiplied by: 1 / the weight of all the step's samples, on all ranks.
+        """The factor of the summed loss: 1 / the weight of all samples of the step, on all ranks.
 
-        DDP averages gradients over ranks, so it is times their number. Where weights differ between samples
-        their sum is begun here, beside the forward.
+        It is multiplied by the number of ranks, since DDP averages gradients. If weights differ between samples,
+        their sum over ranks begins here, beside the forward.
         """
         weights = [self.task.weight(labels) for _, labels in micro_batches]
         known = [weight for weight in weights if weight is not None]
-        if not known:  # each sample counts one
+        if not known:  # each sample has weight 1
             return lambda: self.ranks.world_size / self.global_batch_size
         total = self.ranks.start_sum(torch.stack(known).sum())
-        # Where nothing counts, every pixel being ignored, the sum of losses is 0, and so is the gradient.
+        # If every pixel is ignored, the sum of losses is 0, and so is the gradient.
         return lambda: torch.where(total() > 0, self.ranks.world_size / total(), 0.0)
 
     def _start_agreement(self, loss: torch.Tensor) -> Callable[[], list[float]]:
-        """Flags reach ranks at different moments; one small all-reduce beside the backward makes them one."""
-        # Rank 0's clock alone decides when a checkpoint is due.
+        """Start a small all-reduce, beside the backward, by which the ranks agree on what each of them sees."""
+        # Only rank 0's clock decides when a checkpoint is due.
         due = self.ranks.rank == 0 and time.monotonic() - self.saved_at >= self.cfg.checkpoint_every_s
         flags = torch.tensor([self.stop_signal(), due, 0], dtype=torch.float32, device=self.ranks.device)
         flags[2] = ~torch.isfinite(loss)
@@ -250,7 +250,7 @@ class Trainer:
         self.logged_at, self.logged_step = time.monotonic(), step
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        """The metrics of val, of training samples, and at the end of test. Raises: Stopped."""
+        """Evaluate on val and training samples, and at the end on test, and log it. Raises: Stopped."""
         began = time.monotonic()
         self._update_evaluated(step)
         metrics = self.evaluator.metrics(
@@ -258,7 +258,7 @@ class Trainer:
         )
         more = self.spread
         of_layers: PerLayer = {}
-        if self.cfg.diagnostics and _all_finite(metrics):  # of spoilt weights there is nothing to tell
+        if self.cfg.diagnostics and _all_finite(metrics):  # spoilt weights are not worth diagnosing
             diagnosed, of_layers = self.evaluator.diagnose(self.evaluated, self.stop_signal)
             more = diagnosed | more
         self._point(step, metrics | more)
@@ -270,7 +270,7 @@ class Trainer:
         return metrics
 
     def _update_evaluated(self, step: int) -> None:
-        """The buffers that are evaluated and saved at `step`, and their spread, made once."""
+        """Make the buffers to be evaluated and saved at `step`, and their spread, once."""
         if self.evaluated_step != step:
             self.evaluated, self.spread = self.evaluator.buffers()
             self.evaluated_step = step
@@ -298,10 +298,10 @@ class Trainer:
     # --- state -----------------------------------------------------------------------------------------
 
     def _warm_up(self) -> None:
-        """One throw-away forward and backward, the module's state restored after it.
+        """A forward and backward without effect: the module's state is restored afterwards.
 
-        DDP orders its buckets anew after its first iteration, and with them gloo's sums. Doing that before
-        the state is set, in fresh and resumed runs alike, keeps a resumed run bitwise equal; it also compiles.
+        DDP reorders its buckets after the first iteration, and with them gloo's sums. If that happens before the
+        state is set, in fresh and resumed runs alike, a resumed run is bitwise equal. This also compiles.
         """
         state = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
         images_BCHW, labels = next(self.batches.epoch(0))[0]
@@ -313,9 +313,9 @@ class Trainer:
         self.module.load_state_dict(state)
 
     def _save(self, step: int) -> None:
-        """Save on rank 0 what every rank needs to go on. Collective: every rank must call.
+        """Save, on rank 0, what every rank needs to continue. Collective: every rank must call it.
 
-        `model` is the one that is evaluated; what a rank goes on with are its own buffers, in `rank_state`.
+        `model` is the model as it is evaluated; `rank_state` has each rank's own buffers, with which it continues.
         """
         began = time.monotonic()
         self._update_evaluated(step)
@@ -343,7 +343,7 @@ class Trainer:
         self.logged_at += self.saved_at - began
 
     def _exported(self) -> dict[str, torch.Tensor]:
-        """The model as it is evaluated, by the names of one built with BatchNorm: the policy's statistics."""
+        """The model as it is evaluated, with the policy's statistics, by the names of a model with BatchNorm."""
         names = {id(buffer): name for name, buffer in self.module.named_buffers()}
         return {
             key: self.evaluated[names[id(tensor)]] if id(tensor) in names else tensor.detach()
@@ -351,9 +351,9 @@ class Trainer:
         }
 
     def _restore(self) -> tuple[int, dict[str, int]]:
-        """The step to go on from and what was logged up to it; 0 and nothing without a checkpoint.
+        """The step to continue from and what was logged up to it; 0 and nothing if there is no checkpoint.
 
-        Collective: every rank must call. Raises: ConfigError for a checkpoint that is damaged, or not this run's.
+        Collective: every rank must call it. Raises: ConfigError if the checkpoint is damaged, or another run's.
         """
         path = self.run.checkpoint_path
         if not self.ranks.on_rank0(lambda: checkpoint.recover(path)):
@@ -373,7 +373,7 @@ class Trainer:
                 f"warning: saved with threads={state['threads']}, resumed with {self.threads}: "
                 "the result will not be bitwise that of an undisturbed run"
             )
-        earlier = state.get("devices", self.devices)  # a checkpoint of before they were kept
+        earlier = state.get("devices", self.devices)  # older checkpoints do not have them
         if earlier[-1] != self.devices[-1]:
             self.logger.note(
                 f"warning: trained on {earlier[-1]} so far and on {self.devices[-1]} from here, so the result is "
@@ -385,7 +385,7 @@ class Trainer:
         return state["step"], state["logged"]
 
     def _rank_state(self) -> list[torch.Tensor]:
-        """What differs over ranks: their buffers (a float64 holds each value exactly) and unlogged sums."""
+        """What differs between ranks: buffers, whose values are exact in float64, and unlogged sums."""
         return [*self.module.buffers(), self.unlogged_sums]
 
 

@@ -72,7 +72,7 @@ def test_a_file_that_was_written_anew_with_other_values_is_damaged(altered, tmp_
     checkpoint.save(tmp_path / "c.pt", STATE)
     state = torch.load(tmp_path / "c.pt", weights_only=True)
     torch.save({**state, **altered}, tmp_path / "c.pt")
-    with pytest.raises(ConfigError, match=r"c\.pt is damaged \(its checksum is another\); .*rerun=true"):
+    with pytest.raises(ConfigError, match=r"c\.pt is damaged \(its checksum does not match\); .*rerun=true"):
         checkpoint.load(tmp_path / "c.pt")
 
 
