@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, after a crash of the machine too."""
+"""Files that are either complete or absent, even after a crash of the machine."""
 
 import os
 import re
@@ -13,9 +13,9 @@ MARK = ".unfinished~"
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "w", *, former: Path | None = None) -> Iterator[IO[Any]]:
-    """Open a file that takes `path`'s place when the block ends well, and leaves no trace when it does not.
+    """Open a file that replaces `path` if the block succeeds, and leaves no trace if it does not.
 
-    What stood there before is kept as `former`, beside it.
+    The file that was there before is kept as `former`, if that is given.
     """
     unfinished = _unfinished(path)
     try:
@@ -28,15 +28,15 @@ def atomic_write(path: Path, mode: str = "w", *, former: Path | None = None) -> 
         unfinished.replace(path)
     except BaseException as error:
         _name_file(error, path)
-        with suppress(OSError):  # what it would say hides the first error
+        with suppress(OSError):  # it would hide the first error
             unfinished.unlink(missing_ok=True)
         raise
-    with suppress(OSError):  # not every file system can be asked to write a directory
+    with suppress(OSError):  # not every file system can sync a directory
         sync(path.parent)
 
 
 def _name_file(error: BaseException, path: Path) -> None:
-    """Say in a disk's refusal to write which file it is of; torch.save raises an error of its own from it."""
+    """Add the file's name to an OSError that lacks it; torch.save raises an error of its own from that."""
     refusal: BaseException | None = error
     while refusal is not None and not isinstance(refusal, OSError):
         refusal = refusal.__context__
@@ -45,7 +45,7 @@ def _name_file(error: BaseException, path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have what was written to a file, or the names in a directory, on disk before going on."""
+    """Sync the content of a file, or the names in a directory, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -54,9 +54,9 @@ def sync(path: Path) -> None:
 
 
 def remove_unfinished(directory: Path, *, written_by_others: str) -> None:
-    """Remove what killed processes left of an `atomic_write`; for the one process that writes in `directory`.
+    """Remove the unfinished files of killed processes; called by the only process that writes in `directory`.
 
-    Others may write `written_by_others` at any time: what is left of it goes if its writer is known to be gone.
+    Only `written_by_others` may be written by others at any time: it goes if its writer is known to be gone.
     """
     for path in directory.glob(".*"):
         if found := re.fullmatch(rf"\.(.+){re.escape(MARK)}(.+)~(\d+)", path.name):
@@ -66,20 +66,20 @@ def remove_unfinished(directory: Path, *, written_by_others: str) -> None:
 
 
 def _unfinished(path: Path) -> Path:
-    # Beside its place, since a rename is atomic within one file system alone; named for this process, since
-    # others may be writing the same file, on other machines too.
+    # In the same folder, since renaming is atomic only within a file system; named after this process, since
+    # others, even on other machines, may be writing the same file.
     return path.with_name(f".{path.name}{MARK}{socket.gethostname()}~{os.getpid()}")
 
 
 def _keep(path: Path, former: Path) -> None:
     second_name = _unfinished(former)
     try:
-        os.link(path, second_name)  # so that `path` is there at every moment
+        os.link(path, second_name)  # so that `path` exists at every moment
     except OSError:  # a file system without hard links
         path.replace(former)
         return
     second_name.replace(former)
-    second_name.unlink(missing_ok=True)  # renaming one name of a file to another of its names does nothing
+    second_name.unlink(missing_ok=True)  # if both names were of one file, renaming did nothing
 
 
 def _alive(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""What a person reads on a terminal is text of ours with errors, paths and logs of others in it."""
+"""The terminal: text of ours, with errors, paths and logs of others in it, shown unchanged."""
 
 import sys
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ NEVER_WRAPPED = 1 << 20
 
 
 def plain_console(**options: Any) -> Console:
-    """A rich console that shows text unchanged: Rich would take [rank0] for markup, and :x: for an emoji.
+    """A rich console that shows text unchanged. By default, Rich takes [rank0] for markup, and :x: for an emoji.
 
-    Off a terminal, and without a `width`, it breaks no line: lines are for grep there, not for the eye.
+    If it is not a terminal, and without a `width`, it does not wrap lines, which are for grep then.
     """
     console = Console(highlight=False, markup=False, emoji=False, **options)
     if not console.is_terminal and "width" not in options:
@@ -24,7 +24,7 @@ def plain_console(**options: Any) -> Console:
 def print_table(
     console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False
 ) -> None:
-    """A table of texts. With `numbers`, all columns but the first align right, and no cell is cut or folded."""
+    """A table of texts. With `numbers`, all columns but the first are right-aligned, and no cell is wrapped."""
     table = Table(box=None, header_style="bold")
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if numbers and index else "left", no_wrap=numbers)
@@ -44,7 +44,7 @@ def duration(seconds: float | None) -> str:
 
 
 def show_loading(text: str, done: int = 0, total: int = 0) -> None:
-    """Say what is loaded and how far a long load is: on one line of a terminal, at each tenth elsewhere."""
+    """Show what is being loaded and its progress: on one line of a terminal, at each tenth elsewhere."""
     if not total:
         print(text, file=sys.stderr)
         return

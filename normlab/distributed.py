@@ -1,4 +1,4 @@
-"""Join and leave the process group, and what ranks tell each other outside the gradients."""
+"""Join and leave the process group, and the communication of ranks other than gradients."""
 
 import gc
 import json
@@ -26,12 +26,12 @@ _KNOWN = signature(DistributedDataParallel).parameters
 NO_BUFFER_SYNC: dict[str, Any] = {
     next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in _KNOWN): False
 }
-"""For DistributedDataParallel, whose argument has the latter name before torch 2.15."""
+"""An argument of DistributedDataParallel, which has the latter name before torch 2.15."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the job's. A job of one rank has no process group; its collectives are identities."""
+    """The place of this process in the job. One rank alone has no process group, and collectives do nothing."""
 
     rank: int
     world_size: int
@@ -39,7 +39,7 @@ class Ranks:
     device: torch.device
 
     def set_threads(self, threads: int | None) -> int:
-        """Give this rank its share of the cores, or `threads`; returns the number of threads."""
+        """Give this rank `threads` threads, or its share of the cores. Returns how many."""
         torch.set_num_threads(threads or max(1, available_cores() // self.local_world_size))
         return torch.get_num_threads()
 
@@ -71,7 +71,7 @@ class Ranks:
         }
 
     def on_rank0(self, call: Callable[[], T]) -> T:
-        """What `call` returns on rank 0, told to all; its ConfigError too. Collective: every rank must call."""
+        """What `call` returns on rank 0, or its ConfigError, on every rank. Collective: every rank must call."""
         if self.world_size == 1:
             return call()
         told: list[tuple[T | None, str | None]] = [(None, None)]
@@ -87,7 +87,7 @@ class Ranks:
         return value  # type: ignore[return-value]
 
     def start_sum(self, values: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """Begin the sum over ranks of `values`, in place; the returned call waits for it.
+        """Begin the sum over ranks of `values`, in place; the returned function waits for it.
 
         Collective: every rank must call, in the same order as other collectives.
         """
@@ -102,7 +102,7 @@ class Ranks:
         return wait
 
     def start_max(self, flags: torch.Tensor) -> Callable[[], list[float]]:
-        """Begin the maximum over ranks of `flags`, in place; the returned call waits and gives the numbers.
+        """Begin the maximum over ranks of `flags`, in place; the returned function waits for it and returns it.
 
         Collective: every rank must call, in the same order as other collectives.
         """
@@ -118,12 +118,12 @@ class Ranks:
 
 
 def available_cores() -> int:
-    """The cores that this process may run on."""
+    """The number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device_name(device: torch.device) -> str:
-    """The hardware, for results that say what they were made on."""
+    """The name of the hardware, which results keep."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -135,10 +135,10 @@ def device_name(device: torch.device) -> str:
 def join(device: Device, prepare: Callable[[], T]) -> tuple[Ranks, T]:
     """Call `prepare`, then join the group that RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR describe.
 
-    Alone where RANK is not set. A rank that is prepared waits for the others at the store, not in a collective,
-    whose time is short: the first decode of a folder takes as long as it takes.
+    Without RANK, this process is the only rank. A rank that is prepared waits for the others at the store, not in
+    a collective, whose timeout may be shorter than the first decode of a folder.
     nccl on CUDA, gloo on CPU. Collective: every rank must call.
-    Raises: ConfigError, on every rank that of the first rank that has one.
+    Raises: on every rank, the ConfigError of the first rank that has one.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -162,7 +162,7 @@ def join(device: Device, prepare: Callable[[], T]) -> tuple[Ranks, T]:
     for *_, problem in told:
         if problem:
             raise ConfigError(problem)
-    # Machines may differ in what auto finds there; all ranks compute on one kind.
+    # auto may find a GPU on some machines and none on others; all ranks compute on one kind of device.
     on_gpus = all_have_one(device, [OwnGpu(*found) for *found, _ in told])
     chosen = torch.device("cuda", gpu.index) if on_gpus else torch.device("cpu")
     if rank == 0 and (note := fallback_note(device, chosen, local_world_size)):
@@ -186,9 +186,9 @@ def _init(store: dist.Store, rank: int, world_size: int, device: torch.device) -
 
 
 def exchange(store: dist.Store, rank: int, world_size: int, words: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    """Every rank's `words`, strings and numbers, in the order of ranks.
+    """The `words`, strings and numbers, of every rank, in the order of ranks.
 
-    Collective: every rank must call; it waits for a day.
+    Collective: every rank must call. It waits for up to a day.
     """
     store.set(str(rank), json.dumps(words))
     keys = [str(other) for other in range(world_size)]
@@ -202,10 +202,10 @@ def exchange(store: dist.Store, rank: int, world_size: int, words: tuple[Any, ..
 
 
 def leave() -> None:
-    """The one teardown: call when nothing refers to the model or its optimizer any more.
+    """Leave the process group. Call it when nothing refers to the model or its optimizer any more.
 
-    A DDP model that is still alive when its group goes made about one process in ten abort at exit
-    (gloo, torch 2.14.1; with 2.15.0 it was not seen in 48 processes that skipped this).
+    When a DDP model outlived its group, about one process in ten aborted at exit (gloo, torch 2.14.1; with 2.15.0
+    it did not happen in 48 processes).
     """
     gc.collect()
     if dist.is_initialized():

@@ -1,4 +1,4 @@
-"""Where and in which numbers a model computes."""
+"""The device and the number formats in which a model computes."""
 
 from dataclasses import dataclass
 
@@ -19,16 +19,15 @@ class Numerics:
 
     @classmethod
     def of(cls, precision: Precision, device: torch.device, *, channels_last: bool = False) -> "Numerics":
-        """Also says whether this process may use TF32 on CUDA, which torch keeps for the whole process.
+        """This also sets whether the process may use TF32 on CUDA; by torch's own default, convolutions do.
 
-        torch's own default is that convolutions do.
         Raises: ConfigError for tf32 on a CPU.
         """
         check_tf32(precision, device.type)
-        # Not by the newer `fp32_precision`: once that is set, reading these raises, and inductor reads them.
+        # The newer `fp32_precision` is not used: once it is set, reading these raises, and inductor reads them.
         torch.backends.cudnn.allow_tf32 = precision is Precision.tf32
         torch.backends.cuda.matmul.allow_tf32 = precision is Precision.tf32
-        # On meta, which stands in for a device where only shapes matter, there is none: nothing is cast.
+        # The meta device, which only has shapes, has no autocast, and nothing is cast there.
         autocast_on = device.type if torch.amp.is_autocast_available(device.type) else "cpu"
         return cls(
             device,

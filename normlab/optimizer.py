@@ -15,12 +15,12 @@ ParameterGroups = list[dict[str, Any]]
 
 
 def build_optimizer(model: nn.Module, cfg: OptimConfig, head: Collection[str] = ()) -> torch.optim.Optimizer:
-    """The optimizer over all parameters; norm parameters and biases decay by `norm_weight_decay`.
+    """The optimizer of all parameters. Norm parameters and biases decay by `norm_weight_decay`.
 
-    Those that a layer says must not decay (gates, thresholds) do not: a module may have `no_weight_decay()`,
-    timm's convention, which gives names of its parameters. Wrappers (DDP, torch.compile) hide none of them.
-    The learning rate of a group is set before every step: `LearningRate`'s, times the group's `lr_factor`, which
-    is `head_lr_factor` for the parameters named in `head`.
+    Parameters that must not decay (gates, thresholds) are exempt: a module declares them by `no_weight_decay()`,
+    timm's convention, which returns their names, also inside wrappers (DDP, torch.compile).
+    The learning rate of a group is set before every step, to that of `LearningRate` times the group's
+    `lr_factor`, which is `head_lr_factor` for the parameters named in `head`.
     """
     norm_decay = cfg.weight_decay if cfg.norm_weight_decay is None else cfg.norm_weight_decay
     exempt = _exempt_from_decay(model)
@@ -39,7 +39,7 @@ def build_optimizer(model: nn.Module, cfg: OptimConfig, head: Collection[str] = 
     return optimizer
 
 
-# fused: one kernel for a whole group. At small batches the Python loop over parameters is a cost that shows.
+# fused: one kernel per group. At small batches, the time of a Python loop over parameters is noticeable.
 
 
 def sgd(cfg: SgdConfig, groups: ParameterGroups) -> torch.optim.Optimizer:
@@ -51,10 +51,10 @@ def adamw(cfg: AdamWConfig, groups: ParameterGroups) -> torch.optim.Optimizer:
 
 
 def _exempt_from_decay(model: nn.Module) -> set[nn.Parameter]:
-    """The parameters that modules of `model` say must not decay."""
+    """The parameters that modules of `model` declare must not decay."""
     exempt = set()
     for module in model.modules():
-        # Asked of the class: the wrapper of torch.compile has what is in it, and calls its parameters otherwise.
+        # The class is asked, because torch.compile's wrapper forwards attributes and has other parameter names.
         declare = getattr(type(module), "no_weight_decay", None)
         if declare is not None:
             named = declare(module)
@@ -71,7 +71,7 @@ def scaled_lr(cfg: OptimConfig, global_batch_size: int) -> float:
 
 @dataclass(frozen=True)
 class LearningRate:
-    """The rate of each step: a linear warm-up to `peak`, then the schedule over what is left.
+    """The rate of each step: a linear warm-up to `peak`, then the schedule over the remaining steps.
 
     warm-up:  peak (t + 1) / warmup
     cosine:   peak (1 + cos(pi (t - warmup) / (total - warmup))) / 2

@@ -1,4 +1,4 @@
-"""What can be wrong with a run, found in one process before any rank trains."""
+"""The checks of a run, made in one process before any rank trains."""
 
 import json
 import math
@@ -27,12 +27,11 @@ from normlab.tasks import Task, build_task
 
 
 def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str, checked: set[str] | None = None) -> Run:
-    """The run that `cfg` on `world_size` ranks is. Writes nothing.
+    """The run of `cfg` on `world_size` ranks, checked. Writes nothing.
 
-    A sweep keeps in `checked` which models fit their norms and data, so that runs that differ in their seed or
-    rate build none again.
-    Raises: ConfigError where batches do not fit the data or the memory, or the norm does not fit the model's
-    layers.
+    A sweep remembers in `checked` which models fit their norms and data, so that runs that differ only in seed or
+    rate do not build the model again.
+    Raises: ConfigError if batches do not fit the data or the memory, or the norm does not fit the layers.
     """
     run = name_run(cfg, world_size=world_size, study=study, data_fingerprint=dataset.fingerprint)
     run.steps(len(dataset.train))
@@ -46,7 +45,7 @@ def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str, checked:
 
 
 def _check_model(cfg: Config, dataset: Dataset, logical_ranks: int) -> None:
-    """Whether model, norm, data and batch fit each other. Raises: ConfigError."""
+    """Check that model, norm, data and batch fit each other. Raises: ConfigError."""
     _check_precise_samples(cfg, logical_ranks)
     image_shape = data.augmentation(cfg.data, dataset).image_shape
     _check_memory(cfg, image_shape)
@@ -62,7 +61,7 @@ def _check_model(cfg: Config, dataset: Dataset, logical_ranks: int) -> None:
 
 
 def _check_memory(cfg: Config, image_shape: tuple[int, int, int]) -> None:
-    """A batch alone, as bytes and as float32; what the model makes of it is not known beforehand."""
+    """Check the memory for a batch, as bytes and as float32. What the model needs is not known beforehand."""
     needed = 5 * cfg.batch_size * cfg.virtual_ranks * math.prod(image_shape)
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
@@ -74,13 +73,13 @@ def _check_memory(cfg: Config, image_shape: tuple[int, int, int]) -> None:
 
 
 def _check_sweep_metric(cfg: Config, dataset: Dataset, task: Task) -> None:
-    """What a finished run does not have would be missed only after all have trained."""
+    """Check that finished runs will have the metric; otherwise that would show only after all had trained."""
     splits = ["val"] if dataset.test is None else ["val", "test"]
     known = [f"{split}/{name}" for split in splits for name in task.metric_names()]
     known.append(f"train/{cfg.main_metric}")
     if cfg.returned_metric not in known:
         raise ConfigError(
-            f"sweep_metric={cfg.sweep_metric} is not what these runs end with; choose one of {', '.join(known)}."
+            f"sweep_metric={cfg.sweep_metric} is not a metric of these runs; choose one of {', '.join(known)}."
         )
 
 
@@ -96,12 +95,12 @@ def _check_precise_samples(cfg: Config, logical_ranks: int) -> None:
 
 
 def _check_frozen(cfg: Config, model: nn.Module) -> None:
-    """An untrained model's statistics, 0 and 1, are nobody's, so frozen ones have to come from a file."""
+    """Check that frozen statistics come from a file: those of an untrained model, 0 and 1, mean nothing."""
     if not isinstance(cfg.norm, FrozenBatchNormConfig):
         return
     if cfg.model.init_from is None:
         raise ConfigError(
-            "norm=frozen_bn freezes the statistics that a model came with, and a new one has none; give "
+            "norm=frozen_bn freezes the statistics of a trained model, and a new one has none; give "
             "model.init_from, the run or the weights of a model trained with BatchNorm."
         )
     there = load_tensors(weights_path(cfg.model.init_from))

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, plain lines elsewhere."""
+"""The progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ LINE_EVERY_S = 10.0
 
 
 class ProgressLogger(Logger):
-    """Samples, loss, accuracy or mIoU, images/s and time left, on stderr."""
+    """Shows samples, loss, accuracy or mIoU, images/s and time left, on stderr."""
 
     def __init__(self, total_samples: int, console: Console | None = None) -> None:
         self._total = total_samples
