@@ -16,6 +16,9 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LAUNCHER_NOTICES_WITHIN_S = 5.0
 _PEER_GONE = re.compile(r"Connection (closed|reset) by peer|remote process exited|rank \d+ left")
 """What gloo, nccl and SyncBatchNorm say of a rank that has gone."""
+_NO_MEMORY = re.compile(r"out of memory\.|DefaultCPUAllocator: can't allocate memory")
+_ASKED_FOR = re.compile(r"tried to (allocate [\d.]+ \w+)", re.IGNORECASE)
+_GPU_HAS = re.compile(r"total capacity of ([\d.]+ \w+)")
 
 
 def report_failure(error: Exception, rank: int, run: Run | None, stop_signal: Callable[[], int]) -> None:
@@ -28,6 +31,8 @@ def report_failure(error: Exception, rank: int, run: Run | None, stop_signal: Ca
     said = f"rank {rank}:\n{trace}"
     if run is not None and (full := _no_room(error)):
         cause = said = f"error: rank {rank}: {_what_to_do(full, run)}"
+    elif run is not None and (isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))):
+        cause = said = f"error: rank {rank}: {_with_less_memory(str(error), run)}"
     elif gone := _PEER_GONE.search(str(error)):
         deadline = time.monotonic() + LAUNCHER_NOTICES_WITHIN_S
         while not stop_signal() and time.monotonic() < deadline:
@@ -58,6 +63,20 @@ def _what_to_do(full: OSError, run: Run) -> str:
     free_mib = shutil.disk_usage(run.directory).free / 2**20
     disk = f"{free_mib:.0f} MiB are free on the disk at {_mount_point(run.directory)}"
     return f"{file} cannot be written: {full.strerror} ({disk}). {kept}"
+
+
+def _with_less_memory(error: str, run: Run) -> str:
+    asked, gpu = _ASKED_FOR.search(error), _GPU_HAS.search(error)
+    detail = "; ".join(filter(None, [asked and f"tried to {asked[1]}", gpu and f"the GPU has {gpu[1]}"]))
+    cfg = run.config
+    keys = [key for key in ("batch_size", "virtual_ranks") if key == "batch_size" or getattr(cfg, key) > 1]
+    found = " ".join(f"{key}={getattr(cfg, key)}" for key in keys)
+    fixes = [f"lower {' or '.join(keys)}"]
+    if cfg.precision.value != "bf16":
+        fixes.append("try precision=bf16")
+    if gpu:
+        fixes.append("see that nothing else uses the GPU, as hydra.launcher.jobs_per_gpu lets other runs do")
+    return f"out of memory{f' ({detail})' if detail else ''} at {found}; {', or '.join(fixes)}."
 
 
 def _mount_point(path: Path) -> Path:

@@ -4,6 +4,7 @@ import resource
 from contextlib import contextmanager
 
 import pytest
+import torch
 
 from launch.failure import report_failure
 from launch.rank import run_rank
@@ -66,6 +67,33 @@ def test_what_was_saved_before_a_disk_was_full_is_named(failed_run, capsys):
     )
     assert (
         f"a file in {failed_run.directory} cannot be written: No space left on device" in capsys.readouterr().err
+    )
+
+
+def test_too_little_memory_names_what_to_lower_in_one_line(failed_run, capsys):
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(1 << 50)
+    raised(refused.value, failed_run)
+    error = failed_run.result()["error"]
+    assert error == (
+        "rank 0: out of memory (tried to allocate 4503599627370496 bytes) at batch_size=32; "
+        "lower batch_size, or try precision=bf16."
+    )
+    assert capsys.readouterr().err == f"error: {error}\n"
+    assert "torch.empty" in failed_run.result()["traceback"]
+
+
+def test_too_little_memory_of_a_gpu_names_what_it_has(tmp_path):
+    run = directory_of([*TINY, f"output_dir={tmp_path}", "batch_size=8", "virtual_ranks=4", "precision=bf16"], 1)
+    run.create()
+    said = (
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.2 GiB"
+    )
+    raised(torch.OutOfMemoryError(said), run)
+    assert run.result()["error"] == (
+        "rank 0: out of memory (tried to allocate 2.00 GiB; the GPU has 79.10 GiB) at batch_size=8 "
+        "virtual_ranks=4; lower batch_size or virtual_ranks, or see that nothing else uses the GPU, as "
+        "hydra.launcher.jobs_per_gpu lets other runs do."
     )
 
 
