@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from normlab.config.norm import NormConfig
-from normlab.config.section import SCHEMAS
-from normlab.norms import convert_norms
+from normlab.norms import NORMS, convert_norms
 from normlab.norms.exchange import over_backend
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -152,9 +151,7 @@ class LayerStep:
 
 def norm_config(name: str) -> NormConfig:
     """A norm with the values that `norm=name` alone gives it."""
-    config = SCHEMAS["norm"][name](name=name)
-    assert isinstance(config, NormConfig)
-    return config
+    return NORMS[name](name=name)
 
 
 def examine(rank: int, cases: Sequence[Case], device: str) -> list[Facts]:

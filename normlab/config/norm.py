@@ -13,9 +13,6 @@ from omegaconf import MISSING
 
 from normlab.config.section import SCHEMAS, Choice, ConfigError, choice, setting
 
-NORMS: dict[str, "type[NormConfig]"] = SCHEMAS["norm"]  # type: ignore[assignment]
-"""Each norm by its name."""
-
 
 class RunningStatistics(Enum):
     """What a norm keeps from batch to batch, to be evaluated with."""
@@ -485,3 +482,9 @@ class BatchInstanceNormConfig(BatchStatisticsConfig, EpsConfig):
     colour, marker = "#E69F00", "o"
 
     name: str = "batch_instance"
+
+
+NORMS: dict[str, type[NormConfig]] = {
+    name: norm for name, norm in SCHEMAS["norm"].items() if issubclass(norm, NormConfig) and not norm.library
+}
+"""Each of our norms by its name: documented, tested, measured and drawn. What may be chosen is SCHEMAS["norm"]."""

@@ -8,10 +8,9 @@ from torch import nn
 from normlab.config import ConfigError
 from normlab.config.model import TimmConfig, TorchvisionConfig
 from normlab.config.norm import GroupNormConfig, Nondivisible
-from normlab.config.section import SCHEMAS
 from normlab.models import build_model, on_meta
 from normlab.models.by_name import torchvision_model, without_dropout
-from normlab.norms import VirtualBatchNorm, check_norms, convert_norms, format_report
+from normlab.norms import NORMS, VirtualBatchNorm, check_norms, convert_norms, format_report
 from normlab.norms.replace import BATCH_NORMS
 from normlab.norms.running_stats import precise_statistics, tracking_layers
 from tests.norms import configs
@@ -89,7 +88,7 @@ def train_once(net, size):
 
 
 FIVE = ["bn", "syncbn", "gn", "ln", "in"]
-OTHERS = [norm for norm in SCHEMAS["norm"] if norm not in FIVE]
+OTHERS = [norm for norm in NORMS if norm not in FIVE]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +111,7 @@ def test_a_small_model_of_each_family_has_a_forward_with_every_other_norm(name, 
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("norm", SCHEMAS["norm"])
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", FAMILIES | SLOWER_FAMILIES)
 def test_every_family_trains_with_every_norm(name, norm):
     train_once(convert_norms(torchvision_net(name), config(norm)), (FAMILIES | SLOWER_FAMILIES)[name])
@@ -160,7 +159,7 @@ def fused(timm, **options):
     return layer
 
 
-@pytest.mark.parametrize("norm", SCHEMAS["norm"])
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("virtual_ranks", [1, 2])
 def test_timms_fused_layer_keeps_its_activation_and_its_names(timm, norm, virtual_ranks):
     layer = fused(timm)

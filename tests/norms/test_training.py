@@ -7,7 +7,7 @@ import torch
 
 from normlab import data
 from normlab.config import ConfigError
-from normlab.config.section import SCHEMAS
+from normlab.norms import NORMS
 from normlab.preflight import plan
 from tests.norms.configs import ACTIVATING, UNFROZEN, overrides_of
 from tests.norms.definitions import OWN_PARAMETERS
@@ -29,7 +29,7 @@ def bn_run(ranks, tmp_path_factory):
     return ranks.run(run_training, overrides, world_size=2)[0]
 
 
-@pytest.mark.parametrize("norm", SCHEMAS["norm"])
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("how", [[], ["precision=bf16", "channels_last=true", "max_samples=16"]], ids=["", "bf16"])
 def test_every_norm_trains_resnet8_on_shapes(norm, how, ranks, bn_run, tmp_path):
     overrides = [*TINY, *options(norm, bn_run["run"].directory, tmp_path), *how]

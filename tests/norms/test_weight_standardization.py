@@ -10,9 +10,8 @@ from torch import nn
 
 from normlab.config import ConfigError
 from normlab.config.model import CifarResNetConfig
-from normlab.config.section import SCHEMAS
 from normlab.models import build_model
-from normlab.norms import check_norms, convert_norms
+from normlab.norms import NORMS, check_norms, convert_norms
 from normlab.norms.weight_standardization import StandardisedConv, StandardisedConv2d, standardise
 from tests.norms.configs import config
 
@@ -65,7 +64,7 @@ def test_other_settings_of_a_convolution_carry_over():
     assert not net[0].training
 
 
-@pytest.mark.parametrize("norm", SCHEMAS["norm"])
+@pytest.mark.parametrize("norm", NORMS)
 def test_with_every_norm_it_keeps_names_and_trains(norm):
     net = build_model(CifarResNetConfig(), 5, seed=0).double()
     names = {name: parameter for name, parameter in net.named_parameters() if "conv" in name}
