@@ -154,7 +154,8 @@ def plan_jobs(
         try:
             task, choices = composer.compose(overrides)
             left_out = leave_out_options_of_others(task.norm, swept)
-            overrides = [word for word in overrides if word.lstrip("+").partition("=")[0] not in left_out]
+            begins = tuple(f"{key}{end}" for key in left_out for end in "=.")  # norm.args={}, norm.args.groups=4
+            overrides = [word for word in overrides if not word.lstrip("+").startswith(begins)]
             cfg = to_typed(task)
             study = study_name(cfg, choices)
             dataset = load(cfg.data, cfg.progress)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 from normlab.config import Config
-from normlab.config.norm import BatchStatisticsConfig, RunningStats
+from normlab.config.norm import BatchStatisticsConfig, CustomNormConfig, RunningStats
 from normlab.data.batches import Inputs, eval_batches, precise_batches
 from normlab.data.dataset import Dataset, Split
 from normlab.data.order import fixed_permutation
@@ -167,9 +167,12 @@ class Evaluator:
 
         They are measured on a few samples of train, unaugmented. val/train_mode_gap is the main metric on as many
         samples of val in train mode (statistics of chunks of NBS samples) minus that in eval mode, on the same
-        pictures, cut to the size for training. It is left out if val has no whole chunk.
+        pictures, cut to the size for training. It is left out if val has no whole chunk. Nothing is
+        measured for a user's own norm that needs other ranks, since each rank has its own number of batches here.
         Source: the gap between modes: Wu & Johnson 2021, arXiv:2105.07576, section 4.
         """
+        if isinstance(self.cfg.norm, CustomNormConfig) and self.cfg.norm.needs_ranks:
+            return {}, {}
         samples = max(self.cfg.diagnostics_samples, self._chunk_size())
         images = (images_BCHW for images_BCHW, _ in self._chunks(self.dataset.train, samples, stop_signal))
         seen = diagnostics.probe(

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from normlab.atomic import atomic_write, remove_unfinished
 from normlab.config import Config, ConfigError
 from normlab.config.model import CustomModelConfig
+from normlab.config.norm import CustomNormConfig
 from normlab.config.schema import identity, plain
 from normlab.run_files import read_result
 from normlab.targets import source_file
@@ -270,9 +271,10 @@ def name_run(cfg: Config, *, world_size: int, study: str, data_fingerprint: str)
                 f"model.init_from={cfg.model.init_from}: {path} cannot be read ({error.strerror}); "
                 "let it be read, or choose another."
             ) from None
-    if isinstance(cfg.model, CustomModelConfig):
-        source = source_file("model.target", cfg.model.target).read_bytes()
-        content["model"] = hashlib.sha256(source).hexdigest()
+    for section in (cfg.model, cfg.norm):
+        if isinstance(section, CustomModelConfig | CustomNormConfig):
+            source = source_file(section.key("target"), section.target).read_bytes()
+            content[section.group] = hashlib.sha256(source).hexdigest()
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     ranks = f"w{world_size}" + f"v{cfg.virtual_ranks}" * (cfg.virtual_ranks > 1)
     name = f"{cfg.norm.name}-b{cfg.batch_size}-{ranks}-{cfg.model.name}-{cfg.data.name}-s{cfg.seed}-{digest}"

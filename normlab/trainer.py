@@ -17,7 +17,7 @@ from normlab.data.dataset import Dataset
 from normlab.distributed import NO_BUFFER_SYNC, Ranks, device_name
 from normlab.evaluator import Buffers, Evaluator, Stopped
 from normlab.logger import Logger
-from normlab.models import build_model
+from normlab.models import build_model, seeded
 from normlab.models.initial_weights import head_parameters, load_initial_weights
 from normlab.norms import LEFT_ALONE, NormLayer, convert_norms, format_report
 from normlab.norms.diagnostics import PerLayer
@@ -85,7 +85,9 @@ class Trainer:
         self.initial_weights = None
         if cfg.model.init_from is not None:
             self.initial_weights = load_initial_weights(model, cfg.model, num_classes)
-        self.module = convert_norms(self.numerics.module(model), cfg.norm, cfg.virtual_ranks, self.norms).train()
+        model = self.numerics.module(model)
+        with seeded(cfg.seed):  # a norm of the user's own may draw its parameters
+            self.module = convert_norms(model, cfg.norm, cfg.virtual_ranks, self.norms).train()
         self.optimizer = build_optimizer(self.module, cfg.optim, head)
         self.learning_rate = LearningRate.from_config(
             cfg.optim,

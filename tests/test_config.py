@@ -23,6 +23,7 @@ from normlab.run import RESULTS_VERSION
 from tests.runs import CONF, SEGMENTATION, choices, typed
 
 OWN = {
+    "norm=custom": ["norm.target=torch.nn:InstanceNorm2d"],
     "data=custom": ["data.target=my_data:load"],
     "model=custom": ["model.target=torchvision.models:resnet18"],
     "model=custom_segmentation": [

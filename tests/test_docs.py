@@ -89,6 +89,6 @@ def test_commands_compose(page):
 def test_every_key_that_is_named_exists(page):
     sections = [keys for module in (*MODULES, slurm_config) for keys in documented_keys(module).values()]
     known = {key.name for keys in sections for key in keys} | {"hydra.launcher.jobs_per_gpu"}
-    open_to_any = ("hydra.launcher.extra.", "model.args.", "data.args.")
+    open_to_any = ("hydra.launcher.extra.", "norm.args.", "model.args.", "data.args.")
     found = {key for key in KEY.findall(page.read_text()) if not key.startswith(open_to_any)}
     assert found - known == set()

@@ -61,10 +61,11 @@ def test_the_installed_command_trains_sweeps_and_reports_from_an_empty_folder(in
     assert list(installed.parent.glob("lib/*/site-packages/normlab/py.typed"))
     assert "normlab train norm=syncbn" in run("normlab train --help")
     (tmp_path / "my_nets.py").write_text(
-        "import torchvision\n\n\n"
+        "import torchvision\nfrom torch import nn\n\n\n"
         "def build(num_classes):\n    return torchvision.models.resnet18(num_classes=num_classes)\n\n\n"
         "def load(**args):\n    data = torchvision.datasets.FakeData(**args)\n"
-        "    return {'train': data, 'test': data}\n"
+        "    return {'train': data, 'test': data}\n\n\n"
+        "def norm(num_features, groups):\n    return nn.GroupNorm(groups, num_features)\n"
     )
     own = ("model=custom", "model.target=my_nets:build", "data=custom", "data.target=my_nets:load")
     own += ("data.args={size: 96, image_size: [3, 32, 32]}", "data.cache_dir=cache")
@@ -73,12 +74,14 @@ def test_the_installed_command_trains_sweeps_and_reports_from_an_empty_folder(in
     preset = tmp_path / "my_conf/experiment/mine.yaml"
     preset.parent.mkdir(parents=True)
     preset.write_text(
-        "# @package _global_\nepochs: 1\nhydra: {mode: MULTIRUN, sweeper: {params: {norm: 'bn,gn'}}}\n"
+        "# @package _global_\nepochs: 1\nworld_size: 2\n"
+        "hydra: {mode: MULTIRUN, sweeper: {params: {norm: 'bn,custom'}}}\n"
     )
+    own += ("norm.target=my_nets:norm", "norm.args={groups: 4}")
     assert "2 finished" in run("normlab train --config-dir my_conf experiment=mine", *sizes, *own)
     assert "2 finished" in run("normlab status runs/mine")
     run("normlab report runs/mine")
-    assert (tmp_path / "runs/mine/report/index.html").exists()
+    assert "my_nets.norm" in (tmp_path / "runs/mine/report/index.html").read_text()
     left = {path.name for path in tmp_path.iterdir()} - {"__pycache__"}
     assert left == {"my_conf", "my_nets.py", "runs", "cache"}
 

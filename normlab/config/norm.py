@@ -5,13 +5,13 @@ The order of the classes is the order in which norms are listed everywhere.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
-from normlab.config.section import SCHEMAS, Choice, ConfigError, choice, setting
+from normlab.config.section import SCHEMAS, Choice, ConfigError, choice, imported, name_of_target, setting
 
 
 class RunningStatistics(Enum):
@@ -482,6 +482,56 @@ class BatchInstanceNormConfig(BatchStatisticsConfig, EpsConfig):
     colour, marker = "#E69F00", "o"
 
     name: str = "batch_instance"
+
+
+@choice("custom")
+@dataclass(kw_only=True)
+class CustomNormConfig(NormConfig):
+    """A norm of your own."""
+
+    builder = "normlab.norms.custom:custom_norm"
+    names: ClassVar[tuple[str, ...] | None] = None
+    library: ClassVar[str] = "custom"
+
+    name: str = ""
+    """Determined by the target: my_norms.MyNorm."""
+
+    target: str = ""
+    """`module:name` of what makes each layer, in the folder of the command: called with num_features and args, it
+    gives an nn.Module for inputs (B, C, ...). Its attributes needs_batch and needs_ranks, False if it has none,
+    say whether in training a sample's output depends on others of its rank, or of all ranks. The module's file
+    is part of the run's identity."""
+
+    args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the target by their names, such as 'norm.args={groups: 4}'."""
+
+    def __post_init__(self) -> None:
+        self.name = name_of_target(self, self.target, "my_norms:MyNorm")
+        super().__post_init__()
+
+    @property
+    def needs_batch(self) -> bool:  # type: ignore[override]
+        return self._declares("needs_batch") or self.needs_ranks
+
+    @property
+    def needs_ranks(self) -> bool:  # type: ignore[override]
+        return self._declares("needs_ranks")
+
+    def _declares(self, name: str) -> bool:
+        """What the target says of itself. Raises: ConfigError where it cannot be imported."""
+        return bool(
+            getattr(imported("normlab.targets:imported_target")(self.key("target"), self.target), name, False)
+        )
+
+    def normalization_batch_size(self, batch_size: int, ranks: int) -> int:
+        return (batch_size if self.needs_batch else 1) * (ranks if self.needs_ranks else 1)
+
+    def check(self, channels: Mapping[str, int], batch_size: int, ranks: int, virtual_ranks: int) -> None:
+        if virtual_ranks > 1 and self.needs_ranks:
+            raise ConfigError(
+                f"norm.target={self.target} needs other ranks (needs_ranks), which virtual_ranks={virtual_ranks} "
+                f"cannot stand in for; use world_size={ranks} real ones."
+            )
 
 
 NORMS: dict[str, type[NormConfig]] = {

@@ -1,6 +1,7 @@
 """Networks, built with BatchNorm; `normlab.norms.convert_norms` gives them the norm of the run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,8 +18,7 @@ def build_model(cfg: ModelConfig, num_classes: int, *, seed: int) -> nn.Module:
     (B, num_classes, H, W): `out`, and with model.aux_weight `aux`.
     Raises: ConfigError for a name that does not exist.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed reseeds those of CUDA too
+    with seeded(seed):
         model: nn.Module = cfg.made_by()(cfg, num_classes)
     if cfg.init_scale != 1:
         with torch.no_grad():
@@ -26,6 +26,14 @@ def build_model(cfg: ModelConfig, num_classes: int, *, seed: int) -> nn.Module:
                 if isinstance(layer, nn.modules.conv._ConvNd):
                     layer.weight.mul_(cfg.init_scale)
     return model
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """What is drawn on the CPU inside the block follows from `seed`; the global RNG stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed reseeds those of CUDA too
+        yield
 
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:

@@ -7,9 +7,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normlab.config import ConfigError
-from normlab.config.norm import NormConfig, RunningStatistics
+from normlab.config.norm import CustomNormConfig, NormConfig, RunningStatistics
 from normlab.norms.activations import find_activations
 from normlab.norms.convert import norm_layers
+from normlab.norms.custom import check_layers
 from normlab.norms.replace import layer_label
 from normlab.norms.weight_standardization import standardised_convolutions
 
@@ -23,7 +24,8 @@ def check_norms(
     virtual_ranks: int = 1,
 ) -> None:
     """Refuse a norm that cannot train in `model`: groups that do not divide, statistics of a single value,
-    activations that cannot be replaced, layers without the running statistics that it is evaluated with.
+    activations that cannot be replaced, layers without the running statistics that it is evaluated with, layers
+    of the user's own that raise or give another shape.
 
     The model is still built with BatchNorm, best on the meta device: one eval-mode forward tells the shape of
     each layer's input. It is left as it was. No process group is needed.
@@ -40,7 +42,10 @@ def check_norms(
         find_activations(model, layers)
     if norm.weight_standardization:
         standardised_convolutions(model)
-    for name, shape in input_shapes(model, layers, (batch_size, *image_shape)):
+    shapes = input_shapes(model, layers, (batch_size, *image_shape))
+    if isinstance(norm, CustomNormConfig):
+        check_layers(norm, shapes)
+    for name, shape in shapes:
         size = norm.statistic_size(shape, ranks)
         if size is not None and size < 2:
             pixels = "x".join(map(str, shape[2:])) or "1"

@@ -17,16 +17,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normlab.distributed import Ranks
 from normlab.norms.batch_statistics_norm import batch_norm_by_group
+from normlab.norms.custom import chunked, custom_layers
 from normlab.norms.mixed_norms import MixedNorm
 from normlab.norms.replace import replace_layers, with_activation_of
 
 
 def tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Dotted name -> layer of each BatchNorm, of any kind, that keeps running statistics."""
+    """Dotted name -> layer of each BatchNorm, of any kind, that keeps running statistics.
+
+    What a norm of the user's own does with a BatchNorm within it, or with one that it extends, is not known.
+    """
+    users = {inner for layer in custom_layers(model) for inner in layer.modules()}
     return {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer not in users
     }
 
 
@@ -129,10 +134,10 @@ def precise_statistics(
 
 
 def chunked_twin(model: nn.Module, chunk_size: int) -> "tuple[nn.Module, list[_ChunkObserver]]":
-    """A copy of `model` in train mode whose layers with running statistics normalise chunks by themselves.
+    """A copy of `model` in train mode whose layers that need the batch normalise chunks by themselves.
 
-    Its parameters are the model's own; its modules and buffers are not, and dropout is off. The observers, a layer
-    each, add up what the layers see.
+    Its parameters are the model's own; its modules and buffers are not, and dropout is off. The observers, one for
+    each layer with running statistics, add up what the layers see.
     """
     groups = [layer.process_group for layer in model.modules() if hasattr(layer, "process_group")]
     shared: dict[int, Any] = {id(thing): thing for thing in [*model.parameters(), *groups]}
@@ -140,7 +145,7 @@ def chunked_twin(model: nn.Module, chunk_size: int) -> "tuple[nn.Module, list[_C
     observers = {layer: _ChunkObserver(layer, chunk_size) for layer in tracking_layers(twin).values()}
     replacements: dict[nn.Module, nn.Module] = {
         layer: with_activation_of(observer, layer) for layer, observer in observers.items()
-    }
+    } | {layer: chunked(layer, chunk_size) for layer in custom_layers(twin)}
     twin = replace_layers(twin, replacements).train()
     for module in twin.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):

@@ -101,7 +101,7 @@ def _differing(runs: pd.DataFrame, key: str, by: str) -> str:
 
 def _lacking(begun: pd.DataFrame, key: str) -> "pd.Series[bool]":
     """Runs without a key that others of their kind have, as those of an older version of normlab may be."""
-    section = key.rpartition(".")[0]
+    section = key.split(".")[0] if "." in key else ""
     kind = begun[section] if section in begun else pd.Series("", index=begun.index)
     known = begun[key].notna()
     return ~known & known.groupby(kind).transform("any")

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from itertools import product
 
 from normlab.config.norm import NORMS
 
@@ -39,11 +40,11 @@ def norm_order(norm: str) -> tuple[int, str]:
 
 
 def style_of(norm: str) -> Style:
-    """The norm's colour and marker; those of an unknown norm follow from its name."""
+    """The norm's colour and marker; those of an unknown norm follow from its name, and are none of ours."""
     if norm in NORMS:
         colour, marker = NORMS[norm].colour, NORMS[norm].marker
     else:
-        digest = hashlib.sha256(norm.encode()).digest()
-        markers = list(_SYMBOLS)
-        colour, marker = COLOURS[digest[0] % len(COLOURS)], markers[digest[1] % len(markers)]
+        ours = {(known.colour, known.marker) for known in NORMS.values()}
+        free = [look for look in product(COLOURS, _SYMBOLS) if look not in ours]
+        colour, marker = free[int(hashlib.sha256(norm.encode()).hexdigest(), 16) % len(free)]
     return Style(colour, marker, _SYMBOLS[marker])

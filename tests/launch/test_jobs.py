@@ -127,6 +127,18 @@ def test_values_that_a_norm_does_not_have_make_one_run_of_it(plan):
     assert planned[0].places == (0, 1)
 
 
+def test_arguments_of_a_norm_of_ones_own_are_its_alone(plan):
+    jobs = [[f"norm={norm}", f"norm.args.groups={groups}"] for norm in ("bn", "custom") for groups in (2, 4)]
+    command = ["norm.target=tests.norms.own_norms:Group"]
+    bn, *own = plan(*jobs, command=command, swept=["norm=bn,custom", "norm.args.groups=2,4"])
+    assert [bn.name, *(job.name for job in own)] == [
+        "norm=bn",
+        "norm=custom norm.args.groups=2",
+        "norm=custom norm.args.groups=4",
+    ]
+    assert [job.run.config.norm.args for job in own] == [{"groups": 2}, {"groups": 4}]
+
+
 @pytest.mark.parametrize("swept", ["norm=bn,in", "seed=0,1"])
 def test_an_option_that_no_norm_of_the_sweep_has_is_refused(swept, plan):
     with pytest.raises(
