@@ -2,16 +2,20 @@
 
 import io
 import json
+import os
+import stat
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from normlab import checkpoint
 from normlab.config import ConfigError
 from normlab.logger import FileLogger, Logger, LoggerList
 from normlab.progress import ProgressLogger
-from tests.runs import TINY, Recorder, StopAt, build, directory_of
+from tests.runs import NARROW, TINY, Recorder, StopAt, build, directory_of
 
 SCALARS = {
     "running_stats/mean_spread",
@@ -132,6 +136,39 @@ def test_points_before_the_checkpoint_are_on_disk_before_the_next_is_logged(tmp_
     logger.start(2, 20, logged)
     assert losses(run) == [1.0, 2.0]
     logger.close()
+
+
+def test_what_a_checkpoint_counts_on_is_on_disk_before_it(tmp_path, monkeypatch):
+    """After a crash of the machine a file is sure to hold what was fsynced, and a folder the names it had then."""
+    on_disk: dict[int, bytes] = {}
+    saved, unsure = [], []
+    fsync, replace = os.fsync, os.replace
+
+    def fsync_and_remember(descriptor):
+        fsync(descriptor)
+        found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            unsure.clear()
+        else:
+            on_disk[found.st_ino] = Path(f"/proc/self/fd/{descriptor}").read_bytes()
+
+    def replace_and_look(source, target):
+        assert unsure == []
+        if Path(target).name == "checkpoint.pt":
+            left = {path.name: on_disk.get(path.stat().st_ino, b"") for path in Path(target).parent.iterdir()}
+            assert left[Path(source).name] == Path(source).read_bytes()
+            logged = checkpoint.load(Path(source))["logged"]
+            saved.append(logged.pop("metrics.jsonl"))
+            assert left["metrics.jsonl"].count(b"\n") >= saved[-1]
+            assert all(len(left[events]) >= size > 0 for events, size in logged.items())
+            unsure.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync_and_remember)
+    monkeypatch.setattr(os, "replace", replace_and_look)
+    overrides = [*TINY, NARROW, f"output_dir={tmp_path}", "batch_size=32", "epochs=1", "checkpoint_every_s=0"]
+    train_with_files(0, overrides)
+    assert (saved, unsure) == ([1, 2, 3], [])
 
 
 def test_points_that_are_lost_or_damaged_are_said_and_the_run_goes_on(tmp_path, capsys):
