@@ -160,7 +160,7 @@ class Run:
     def _empty(self) -> None:
         # What could be gone on from first, since it counts on the rest.
         for path in sorted(self.directory.iterdir(), key=lambda path: path.suffix != ".pt"):
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path.name not in OF_THE_LAUNCHER:
                 path.unlink()

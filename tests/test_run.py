@@ -234,9 +234,12 @@ def test_rerun_empties_the_directory_but_for_what_its_launcher_has_open(tmp_path
         for name in ("checkpoint.pt", "metrics.jsonl", "events.out", "log.txt", "launch.json"):
             (run.directory / name).write_text("before")
         (run.directory / "figures").mkdir()
+        (tmp_path / "elsewhere").mkdir()
+        (run.directory / "linked").symlink_to(tmp_path / "elsewhere")
         run.create()
         names = {path.name for path in run.directory.iterdir()}
         assert names == {"lock", "log.txt", "launch.json", "config.yaml", "attempt"}
         assert run.log_path.read_text() == ""
+        assert (tmp_path / "elsewhere").exists()
         with run.lock() as second:
             assert not second
