@@ -16,7 +16,15 @@ from pathlib import Path
 from rich.table import Table
 
 from normlab.console import duration, plain_console
-from normlab.run_files import SIGNS_OF_LIFE, find_runs, main_score, read_launch, read_progress, read_result
+from normlab.run_files import (
+    SIGNS_OF_LIFE,
+    find_runs,
+    main_score,
+    printable,
+    read_launch,
+    read_progress,
+    read_result,
+)
 from normlab.run_state import STATES, STYLES, counted, state_of
 from normlab.squeue import Queue, read_queue
 
@@ -100,7 +108,7 @@ def status_table(runs: Sequence[RunStatus], root: Path) -> None:
         table.add_column(column, no_wrap=column != "run", overflow="fold")
     details: dict[tuple[str, str], list[str]] = {}
     for run in runs:
-        name = str(Path(run.run).relative_to(root)) if run.run != str(root) else root.name
+        name = printable(str(Path(run.run).relative_to(root)) if run.run != str(root) else root.name)
         if run.detail:
             details.setdefault((run.state, run.detail), []).append(name)
         row = (

@@ -4,15 +4,17 @@ Each reader returns what it could read and, in words, what it could not, and rai
 hide neither the rest of its run nor other runs.
 """
 
+import errno
 import json
 import math
 import os
 import re
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -39,10 +41,47 @@ def find_runs(root: Path) -> list[Path]:
     return sorted(Path(folder) for folder, _, files in os.walk(root) if not MARKS.isdisjoint(files))
 
 
+def open_file(path: Path) -> IO[bytes]:
+    """Open for reading. Raises: OSError, at once too where it is a pipe, which a foreign file may be."""
+
+    def open_if_file(name: str, flags: int) -> int:
+        descriptor = os.open(name, flags | os.O_NONBLOCK)
+        kind = os.fstat(descriptor).st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # of a folder, `open` says so
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "not a file", name)
+        return descriptor
+
+    return open(path, "rb", opener=open_if_file)
+
+
+def printable(text: str) -> str:
+    """Escape what UTF-8 cannot hold: half characters, such as Python makes of a file name that is not UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _parse_json(content: bytes) -> Any:
+    """Raises: ValueError, RecursionError."""
+    held = json.loads(content)
+    may_hold_half_characters = b"\\u" in content or b"\xed" in content
+    return _all_printable(held) if may_hold_half_characters else held
+
+
+def _all_printable(held: Any) -> Any:
+    if isinstance(held, str):
+        return printable(held)
+    if isinstance(held, list):
+        return [_all_printable(one) for one in held]
+    if isinstance(held, dict):
+        return {printable(key): _all_printable(value) for key, value in held.items()}
+    return held
+
+
 def read_object(path: Path) -> tuple[dict[str, Any] | None, str]:
     """(the JSON object in `path`, what is wrong with it); (None, "") where there is no such file."""
     try:
-        held = json.loads(path.read_bytes())
+        with open_file(path) as file:
+            held = _parse_json(file.read())
     except FileNotFoundError:
         return None, ""
     except OSError as error:
@@ -99,7 +138,8 @@ def read_launch(directory: Path) -> tuple[dict[str, Any] | None, str]:
 def read_config(directory: Path) -> tuple[dict[str, Any] | None, str]:
     """(config.yaml, what is wrong with it)."""
     try:
-        text = (directory / "config.yaml").read_text()
+        with open_file(directory / "config.yaml") as file:
+            text = file.read().decode()
         held: dict[str, Any] = {}
         # A top-level key at a time, since the runs of a study share nearly all of theirs.
         for block in _TOP_LEVEL.split(text):
@@ -147,7 +187,8 @@ def parse_yaml(text: str) -> Any:
 def read_log(directory: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """(every logged point of metrics.jsonl that is whole, what is wrong with the others)."""
     try:
-        *lines, rest = (directory / "metrics.jsonl").read_bytes().split(b"\n")
+        with open_file(directory / "metrics.jsonl") as file:
+            *lines, rest = file.read().split(b"\n")
     except FileNotFoundError:
         return [], []
     except OSError as error:
@@ -165,7 +206,7 @@ def read_log(directory: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def read_points(lines: list[bytes]) -> tuple[list[dict[str, Any]], int]:
     """(logged points, how many lines are none) from whole lines of metrics.jsonl."""
     try:  # all at once, which is several times faster than line by line
-        held = json.loads(b"[" + b",".join(lines) + b"]")
+        held = _parse_json(b"[" + b",".join(lines) + b"]")
     except (ValueError, RecursionError):
         held = None
     if held is None or len(held) != len(lines):  # a line may hold several
@@ -195,7 +236,7 @@ class Progress:
 def read_progress(directory: Path) -> Progress:
     """From the end of metrics.jsonl: its last 64 KiB hold the last evaluation, unless logging is very dense."""
     try:
-        with (directory / "metrics.jsonl").open("rb") as file:
+        with open_file(directory / "metrics.jsonl") as file:
             start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
             file.seek(start)
             lines = file.read().split(b"\n")[1 if start else 0 : -1]  # the first is cut, the last being written
@@ -234,7 +275,7 @@ def is_number(value: Any) -> bool:
 
 def _line(line: bytes) -> Any:
     try:
-        return json.loads(line)
+        return _parse_json(line)
     except (ValueError, RecursionError):
         return None
 

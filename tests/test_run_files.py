@@ -1,10 +1,22 @@
 """Readers of a run's files say what is wrong and never raise."""
 
 import json
+import os
+import threading
 
 import pytest
 
-from normlab.run_files import is_number, read_launch, read_object, read_points, read_result, trained_on
+from normlab.run_files import (
+    is_number,
+    read_config,
+    read_launch,
+    read_log,
+    read_object,
+    read_points,
+    read_progress,
+    read_result,
+    trained_on,
+)
 
 DAMAGED = [b"", b"{", b"[1]", b"3", b"\xff\xfe", b"[" * 100_000, b"1" * 5000]
 
@@ -27,6 +39,40 @@ def test_a_missing_file_is_no_problem(tmp_path, read):
 def test_a_folder_in_a_files_place_is_named(tmp_path):
     (tmp_path / "result.json").mkdir()
     assert read_object(tmp_path / "result.json") == (None, "result.json cannot be read (Is a directory)")
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "problem"),
+    [
+        ("result.json", read_result, "result.json cannot be read (not a file)"),
+        ("launch.json", read_launch, "launch.json cannot be read (not a file)"),
+        ("config.yaml", read_config, "config.yaml cannot be read"),
+        ("metrics.jsonl", read_log, ["metrics.jsonl cannot be read (not a file)"]),
+        (
+            "metrics.jsonl",
+            lambda run: (..., read_progress(run).problem),
+            "metrics.jsonl cannot be read (not a file)",
+        ),
+    ],
+)
+def test_a_pipe_in_a_files_place_is_named_and_not_waited_for(tmp_path, name, read, problem):
+    pipe = tmp_path / name
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: os.close(os.open(pipe, os.O_WRONLY)))  # ends a reader's wait
+    writer.start()
+    found = read(tmp_path)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # and the writer's
+    writer.join()
+    os.close(reader)
+    assert found[1] == problem
+
+
+def test_half_characters_of_json_are_escaped(tmp_path):
+    """As in an error that names a file whose name is not UTF-8."""
+    (tmp_path / "result.json").write_text(json.dumps({"error": [os.fsdecode(b"\xff"), "\U0001f600"], "\ud83d": 1}))
+    assert read_object(tmp_path / "result.json")[0] == {"error": ["\\udcff", "\U0001f600"], "\\ud83d": 1}
+    point = {"step": 1, "samples_seen": 8, "epoch": 0.5, "\ud83d": 1.0}
+    assert read_points([json.dumps(point).encode()])[0][0]["\\ud83d"] == 1.0
 
 
 @pytest.mark.parametrize(

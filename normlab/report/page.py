@@ -23,6 +23,7 @@ from normlab.report.statistics import Difference, Estimate
 from normlab.report.study import Study, study_axes
 from normlab.report.style import style_of
 from normlab.report.tables import NOT_FINISHED
+from normlab.run_files import open_file
 
 MOST_CURVE_VALUES = 300_000
 """The most that one page holds, so that a thousand runs take less than 10 MB."""
@@ -164,7 +165,7 @@ def _common(settings: Iterable[dict[str, Any]]) -> dict[str, Any]:
 def _tail(directory: Path, characters: int) -> str:
     """The end of the run's log, beginning with a whole line."""
     try:
-        with (directory / "log.txt").open("rb") as file:
+        with open_file(directory / "log.txt") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - characters))
             text = file.read().decode(errors="replace")

@@ -19,6 +19,7 @@ from normlab.run_files import (
     flat_value,
     is_number,
     parse_yaml,
+    printable,
     read_config,
     read_launch,
     read_log,
@@ -100,7 +101,8 @@ def read(root: Path) -> Records:
             queue = read_queue() or {}
         _read_run(one, launch, queue or {})
         files.append(one)
-    names = [str(one.directory.relative_to(root)) if one.directory != root else root.name for one in files]
+    places = [one.directory.relative_to(root) if one.directory != root else root.name for one in files]
+    names = [printable(str(place)) for place in places]
     points = _points_table(names, files)
     rows = [_row(name, one) for name, one in zip(names, files, strict=True)]
     settings = set(chain.from_iterable(one.settings for one in files)).difference(_OWN)
@@ -112,8 +114,9 @@ def read(root: Path) -> Records:
 def _row(name: str, one: _RunFiles) -> dict[str, Any]:
     own = {
         "run": name,
-        "directory": str(one.directory.resolve()),
-        "study": one.directory.resolve().parent.name,  # config.yaml may have null, or the folder may have moved
+        "directory": printable(str(one.directory.resolve())),
+        # config.yaml may have null, or the folder may have moved
+        "study": printable(one.directory.resolve().parent.name),
         "state": one.state,
         "detail": one.detail,
         "problem": "; ".join(one.problems),

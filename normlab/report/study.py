@@ -18,7 +18,7 @@ from normlab.report.cells import Axis, Cell, Value, plain_value, sort_key
 from normlab.report.reading import Records
 from normlab.report.style import norm_order
 from normlab.run import RESULTS_VERSION
-from normlab.run_files import flat_value, is_number
+from normlab.run_files import flat_value, is_number, printable
 
 FIRST_AXES = ("study", "batch_size", "world_size", "virtual_ranks")
 PREFERRED_METRICS = ("val/miou", "val/accuracy")
@@ -56,7 +56,7 @@ class Study:
 
     @property
     def title(self) -> str:
-        return " against ".join(self.names) or self.root.resolve().name
+        return " against ".join(self.names) or printable(self.root.resolve().name)
 
     def curve(self, run: str, tag: str) -> NDArray[Any]:
         """A column of `points`, restricted to one run."""
@@ -221,8 +221,8 @@ def _place(cell: Cell) -> tuple[str, tuple[tuple[Axis, Value], ...], tuple[tuple
 
 
 def _names(records: tuple[Records, ...]) -> tuple[str, ...]:
-    names = tuple(one.root.resolve().name for one in records)
-    return names if len(set(names)) == len(names) else tuple(str(one.root) for one in records)
+    names = tuple(printable(one.root.resolve().name) for one in records)
+    return names if len(set(names)) == len(names) else tuple(printable(str(one.root)) for one in records)
 
 
 def _named_apart(records: tuple[Records, ...], names: tuple[str, ...]) -> tuple[Records, ...]:

@@ -203,6 +203,16 @@ def test_a_detail_is_shown_as_it_is(make_run, command):
     assert GLOO in command().out
 
 
+def test_what_is_not_utf8_is_shown_escaped(make_run, command):
+    """A folder's name, and an error that quotes one."""
+    run = make_run()
+    run.write_result("failed", {}, {"error": os.fsdecode(b"no file p\xffcture.png")})
+    run.directory.rename(run.directory.with_name(os.fsdecode(b"r\xffn")))
+    shown = command().out
+    assert r"test/r\udcffn" in shown
+    assert r"no file p\udcffcture.png" in shown
+
+
 def test_on_a_terminal_details_stand_below_the_table_and_cut_no_column(make_run, monkeypatch, capsys, tmp_path):
     make_run().write_result("failed", {}, {"error": GLOO})
     statuses = [read_status(run, {}) for run in tmp_path.glob("test/*")]

@@ -1,6 +1,7 @@
 """Runs and points as DataFrames, from real runs and from files that are broken in every way."""
 
 import json
+import os
 
 import pytest
 import yaml
@@ -121,6 +122,7 @@ FOREIGN = {
         '{"step": 1, "samples_seen": 1, "epoch": 1, "val/accuracy": [NaN], "norm": "x"}\n',
         "[" * 25_000_000 + "\n",
         '{"step": 1, "samples_seen": 1, "epoch": 1}, {"step": 2, "samples_seen": 2, "epoch": 1}\n',
+        r'{"step": 1, "samples_seen": 1, "epoch": 1, "val/\ud800": 0.5}' + "\n",
     ],
     "config.yaml": [
         "norm: {name: bn}\nseed: HUGE\n",
@@ -138,13 +140,15 @@ FOREIGN = {
         '{"status": "finished", "metrics": {"run": 1, "norm": 3}, "norm": 4, "images_per_second": "x"}',
         '{"status": "failed", "metrics": {}, "error": [1], "results_version": "x", "eval_split": 3}',
         "[" * 1_000_000,
+        r'{"status": "failed", "metrics": {}, "error": "no \udcff"}',
     ],
     "launch.json": ["HUGE", '{"launcher": "local"}', '{"launcher": "slurm", "job_id": HUGE}'],
 }
 
 
 def test_no_content_of_a_file_ends_the_report(tmp_path, capsys):
-    """A number of 400 digits, nesting without an end, another program's files: each in a run of its own."""
+    """A number of 400 digits, nesting without an end, another program's files, text that is none: each in a run of
+    its own."""
     study = tmp_path / "study"
     for seed in (0, 1):
         make_run(study, seed=seed, name=f"whole{seed}", curve={8: 0.25})
@@ -156,10 +160,11 @@ def test_no_content_of_a_file_ends_the_report(tmp_path, capsys):
         (study / victim / name).write_text(held.replace("HUGE", "9" * 400))
         load(study / victim)
     (study / "whole0" / "lock").mkdir()
+    make_run(study, seed=1000, name=os.fsdecode(b"no \xff"))
     main([str(study), "--out", str(tmp_path / "out")])
-    assert f"{2 + len(victims)} runs: " in capsys.readouterr().out
+    assert f"{3 + len(victims)} runs: " in capsys.readouterr().out
     runs = load(study)[0].set_index("run")
     assert runs.loc[["whole0", "whole1"], "state"].tolist() == ["finished", "finished"]
-    odd = {"config.yaml": (0, 1, 3), "result.json": (1, 2, 3)}
+    odd = {"config.yaml": (0, 1, 3), "result.json": (1, 2, 3, 5), "metrics.jsonl": (6,)}
     named = runs.loc[runs["problem"] != ""].index
     assert set(victims) - set(named) == {f"{name}-{i}" for name, places in odd.items() for i in places}
