@@ -16,7 +16,7 @@ from normlab.atomic import atomic_write, sync
 from normlab.config import ConfigError
 from normlab.config.schema import plain
 from normlab.run import Run
-from normlab.run_files import flat_settings, read_points
+from normlab.run_files import flat_settings, open_file, read_points
 
 
 class Logger:
@@ -91,7 +91,7 @@ class FileLogger(Logger):
 
     def start(self, step: int, samples_seen: int, logged: Mapping[str, int]) -> None:
         self._fresh = not logged
-        self._cut_points(logged.get(self._run.metrics_path.name, 0))
+        self._cut_points(logged.get(self._run.metrics_path.name, 0), step)
         for events in self._events():
             if events.name not in logged:
                 events.unlink()
@@ -111,26 +111,30 @@ class FileLogger(Logger):
     def _events(self) -> list[Path]:
         return list(self._run.directory.glob("events.out.tfevents.*"))
 
-    def _cut_points(self, number: int) -> None:
-        """Keep only the first `number` points of metrics.jsonl.
+    def _cut_points(self, number: int, step: int) -> None:
+        """Keep only the first `number` points of metrics.jsonl, all of them at or before `step`.
 
         Raises: ConfigError if it cannot be read.
         """
         path = self._run.metrics_path
         try:
-            held = path.read_bytes()
+            with open_file(path) as file:
+                held = file.read()
         except FileNotFoundError:
             held = b""
         except OSError as error:
             raise ConfigError(
                 f"{path} cannot be read ({error.strerror}); delete it, or start over with rerun=true."
             ) from None
-        points = read_points(held.split(b"\n")[:-1])[0][:number]
+        lines = held.split(b"\n")[:-1]
+        # A damaged line is a point in its place: none that was logged after the checkpoint takes it.
+        points = [point for point in read_points(lines[:number])[0] if point["step"] <= step]
+        points += [point for point in read_points(lines[number:])[0] if point["step"] < step]
         self._points = len(points)
         kept = b"".join(_line(point) for point in points)
         if kept != held:
-            with atomic_write(path, "wb") as file:
-                file.write(kept)
+            with atomic_write(path, "wb") as whole:
+                whole.write(kept)
 
     def log(self, step: int, samples_seen: int, epoch: float, metrics: dict[str, float]) -> None:
         finite = {tag: value if math.isfinite(value) else None for tag, value in metrics.items()}

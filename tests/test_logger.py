@@ -173,9 +173,15 @@ def test_what_a_checkpoint_counts_on_is_on_disk_before_it(tmp_path, monkeypatch)
 
 def test_points_that_are_lost_or_damaged_are_said_and_the_run_goes_on(tmp_path, capsys):
     run, logged = logged_twice(tmp_path)
-    first, second, *_ = run.metrics_path.read_bytes().splitlines(keepends=True)
-    for held, kept in [(b"5\n" + first + b"[]\n" + second, [1.0, 2.0]), (b"{]\n" + second, [2.0]), (b"", [])]:
-        run.metrics_path.write_bytes(held)
+    first, second, third = run.metrics_path.read_bytes().splitlines(keepends=True)
+    for held, kept in [
+        ([first, second, b"[]\n", third], [1.0, 2.0]),
+        ([b"5\n", second], [2.0]),
+        ([b"{]\n", second, third], [2.0]),  # what was logged after the checkpoint makes up for nothing
+        ([first[:-1] + b"\0" + second, third], []),
+        ([], []),
+    ]:
+        run.metrics_path.write_bytes(b"".join(held))
         logger = FileLogger(run)
         logger.start(2, 20, logged)
         assert losses(run) == kept
