@@ -33,6 +33,8 @@ MARKS = frozenset(("config.yaml", "launch.json", "metrics.jsonl", "result.json")
 TAIL_BYTES = 1 << 16
 MOST_NESTED = 50
 """Levels of a config.yaml. libyaml's loader recurses in C, and a few hundred thousand would end the process."""
+_HASH = re.compile(r"-([0-9a-f]{8})$")
+"""At the end of a run's directory's name."""
 _TOP_LEVEL = re.compile(r"^(?=[^\s#-])", re.MULTILINE)
 
 
@@ -94,7 +96,8 @@ def read_object(path: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def read_result(directory: Path) -> tuple[dict[str, Any] | None, str]:
-    """(result.json, what is wrong with it); its `status` is one of ENDED, its `metrics` a dict of numbers."""
+    """(result.json, what is wrong with it); its `status` is one of ENDED, its `metrics` a dict of numbers, and its
+    `hash`, if there is one, that of the directory's name."""
     result, problem = read_object(directory / "result.json")
     if result is None:
         return None, problem
@@ -103,6 +106,9 @@ def read_result(directory: Path) -> tuple[dict[str, Any] | None, str]:
         return None, "result.json is not one of normlab's"
     if not all(is_number(value) for value in metrics.values()):
         return None, "result.json has metrics that are not finite numbers"
+    own = _HASH.search(directory.name)
+    if own and result.get("hash", own[1]) != own[1]:
+        return None, f"result.json is that of run {result['hash']}"
     return result, ""
 
 

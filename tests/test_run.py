@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from normlab.config import ConfigError
 from normlab.run import Run, name_run
+from normlab.run_files import read_result
 from tests.runs import typed
 
 
@@ -173,6 +175,18 @@ def test_a_damaged_result_is_none(held, tmp_path):
     assert not run.ended()
     run.create()
     assert not (run.directory / "result.json").exists()
+
+
+def test_the_result_of_another_run_is_none_and_named(tmp_path):
+    """As in a directory that another's files were copied into."""
+    other, run = (named(f"output_dir={tmp_path}", f"seed={seed}") for seed in (0, 1))
+    run.create()
+    other.create()
+    other.write_result("finished", {"val/accuracy": 0.5})
+    shutil.copy(other.directory / "result.json", run.directory)
+    assert other.ended()
+    assert not run.ended()
+    assert read_result(run.directory) == (None, f"result.json is that of run {other.hash}")
 
 
 def test_a_failure_that_cannot_be_recorded_is_still_told(tmp_path, capsys):
