@@ -14,6 +14,9 @@ from normlab.run import weights_path
 TRUNK = "backbone."
 """What a segmentation model calls its trunk."""
 
+MOST_NAMES = 3
+"""Of layers that the file has and the model does not."""
+
 
 def head_parameters(model: nn.Module, cfg: ModelConfig, num_classes: int) -> set[str]:
     """Names of the parameters that belong to a task, and not to the trunk that tasks share.
@@ -34,7 +37,8 @@ def load_initial_weights(model: nn.Module, cfg: ModelConfig, num_classes: int) -
 
     A name is looked for as it is, and without the name of the segmentation model's trunk. The head keeps its
     own initial values where the file's has other classes or is missing, and so do running statistics, which a
-    norm may not have had. Returns a sentence on what was taken, and which layers were made anew.
+    norm may not have had. Returns a sentence on what was taken, which layers of the file the model does not have
+    (it may be a smaller one), and which layers were made anew.
     Raises: ConfigError where the file cannot be read, or lacks weights of the trunk, naming the first.
     """
     assert cfg.init_from is not None
@@ -55,10 +59,13 @@ def load_initial_weights(model: nn.Module, cfg: ModelConfig, num_classes: int) -
                 f"{_fix(cfg, name, source)}."
             )
     summary = f"{len(own) - len(kept)} of {len(own)} tensors from {path}"
+    left = _layers(name for name in found if name not in own and TRUNK + name not in own)
+    more = f" and {len(left) - MOST_NAMES} more" if len(left) > MOST_NAMES else ""
     anew = _layers(name for name in kept if name in head)
     unknown = [layer for layer in _layers(name for name in kept if name in buffers) if layer not in anew]
     return (
         summary
+        + (f"; left in the file: {', '.join(left[:MOST_NAMES])}{more}" if left else "")
         + (f"; made anew: {', '.join(anew)}" if anew else "")
         + (f"; running statistics as initialised: {', '.join(unknown)}" if unknown else "")
     )

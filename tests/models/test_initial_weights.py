@@ -67,7 +67,7 @@ def test_a_trunk_is_found_under_the_name_that_segmentation_gives_it(saved, tmp_p
     before = {n: t.clone() for n, t in model.state_dict().items()}
     told = load(model, tmp_path / "weights.pth", FCN, classes=5)
     anew = [f"{head}.{layer}" for head in ("classifier", "aux_classifier") for layer in (0, 1, 3)]
-    assert told.endswith(f"; made anew: {', '.join(anew)}")
+    assert told.endswith(f"; left in the file: head; made anew: {', '.join(anew)}")
     for name, tensor in model.state_dict().items():
         source = saved.state_dict().get(name.removeprefix("backbone."), before[name])
         assert torch.equal(tensor, source), name
@@ -107,6 +107,19 @@ def test_another_architecture_is_refused_by_its_first_layer_that_differs(saved, 
         ConfigError, match=r"has a conv\.weight \(16, 3, 3, 3\), and the model's is \(8, 3, 3, 3\)"
     ):
         load(wide, tmp_path / "weights.pth", CifarResNetConfig(depth=8, width=8))
+
+
+def test_what_a_smaller_model_leaves_in_the_file_is_said(tmp_path):
+    """All of a ResNet-18 has a place in a ResNet-34, so nothing is missing that would refuse it."""
+    cfg = TorchvisionConfig(name="resnet18")
+    deeper = build_model(replace(cfg, name="resnet34"), 10, seed=0)
+    torch.save(deeper.state_dict(), tmp_path / "weights.pth")
+    model = build_model(cfg, 10, seed=1)
+    told = load(model, tmp_path / "weights.pth", cfg)
+    left = {name.rpartition(".")[0] for name in deeper.state_dict()} - {name for name, _ in model.named_modules()}
+    assert told.endswith(
+        f"; left in the file: layer1.2.conv1, layer1.2.bn1, layer1.2.conv2 and {len(left) - 3} more"
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", "a list", "an object"])
