@@ -3,7 +3,6 @@
 import ctypes
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 
@@ -97,13 +96,9 @@ def _tasks_on_this_node(env: SlurmEnvironment) -> int:
 
 
 def _first_host(nodelist: str) -> str:
-    """The first host of a compressed list such as "gpu[03-07,9]"."""
-    if "[" not in nodelist:
-        return nodelist.split(",")[0]
-    listed = subprocess.run(
-        ["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, check=True
-    )
-    return listed.stdout.split()[0]
+    """The first host of a compressed list such as "gpu[03-07,9]". A container may have no scontrol to ask."""
+    first = re.split(r",(?![^\[]*\])", nodelist)[0]
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
 
 
 def choose_world_size(asked: int | None, environment: Mapping[str, str] | None) -> int:

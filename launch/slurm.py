@@ -1,14 +1,16 @@
 """A sweep on a SLURM cluster: an array of jobs for each geometry. Imports no torch but to plan the sweep."""
 
 import os
+import re
+import subprocess
 import sys
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock
 from hydra.core.config_loader import ConfigLoader
@@ -19,19 +21,19 @@ from launch.commit import current_code
 from launch.geometry import Geometry
 from launch.jobs import Ended, Job, announce, job_returns, plan_jobs, record_ended, to_train
 from launch.process import StopSignal
-from launch.slurm_config import SlurmConfig
+from launch.slurm_config import OVERRULING, SlurmConfig
 from launch.slurm_task import task_of
-from launch.slurm_wait import Submitted, wait_for
+from launch.slurm_wait import Submission, Submitted, wait_for
 from normlab.config import ConfigError
 from normlab.run import writable
 from normlab.run_files import read_launch
 from normlab.squeue import job_of, read_queue
 
-if TYPE_CHECKING:
-    import submitit
-
 MAX_ARRAY = 1000
-"""Elements of one array; SLURM's own limit, MaxArraySize, is 1001 unless a cluster sets another."""
+"""Elements of one array, where the cluster does not tell its MaxArraySize."""
+
+_LIMIT = re.compile(r"\w*Max\w*Submit\w*|MaxJobCount|temporarily un\w+|Invalid job array")
+"""What sbatch says of a site's limits, which leave room again once other jobs have ended."""
 
 
 def sweep(
@@ -47,31 +49,40 @@ def sweep(
     jobs = plan_jobs(master_config, config_loader, sweep_overrides)
     left, skipped = to_train(jobs, retry_failed=config.retry_failed)
     with StopSignal():  # it counts in `wait_for`, which tells what has been submitted by then
-        submitted, busy = submit(left, config)
-        for each in submitted:
-            print(
-                f"{each.job.name}: SLURM job {each.job_id}{'' if each.new else ', queued before'}", file=sys.stderr
-            )
+        submission = submit(left, config)
+        if submission.left:
+            if not submission.queued:
+                raise ConfigError(
+                    f"sbatch takes no more jobs ({submission.limit}); try again when others have ended."
+                )
+            print(f"{_unsent(submission)}; the others follow as jobs end", file=sys.stderr)
+        ended: list[Ended] = [*skipped, *submission.busy]
         if config.wait:
-            ended = wait_for(submitted, [*skipped, *busy], poll_s=config.poll_s)
+            ended += wait_for(submission, ended, lambda jobs: submit(jobs, config), poll_s=config.poll_s)
         else:
-            ended = [Ended(each.job, "queued", f"SLURM job {each.job_id}") for each in submitted]
-    record_ended([*skipped, *busy, *ended])
-    in_queue = {each.job.run.directory: each.job for each in submitted}
+            ended += [Ended(each.job, "queued", f"SLURM job {each.job_id}") for each in submission.queued]
+            unsent = f"not submitted ({submission.limit}); the same command submits it once others have ended"
+            ended += [Ended(job, "stopped", unsent) for job in submission.left]
+    record_ended(ended)
+    in_queue = {each.job.run.directory: each.job for each in submission.queued}
     return job_returns([in_queue.get(job.run.directory, job) for job in jobs])
 
 
-def submit(jobs: Sequence[Job], config: SlurmConfig) -> tuple[list[Submitted], list[Ended]]:
-    """Send `jobs` to SLURM, an array for each geometry; those that are in its queue already stay as they are.
+def _unsent(submission: Submission) -> str:
+    return f"{len(submission.queued)} jobs are queued, and sbatch takes no more for now ({submission.limit})"
 
-    Returns what is in the queue, and the jobs that another process is training outside it.
-    Raises: ConfigError where a run does not fit the limits, or sbatch refuses.
+
+def submit(jobs: Sequence[Job], config: SlurmConfig) -> Submission:
+    """Send `jobs` to SLURM, an array for each geometry, as far as the site's limits allow, and tell their ids.
+
+    Those that are in its queue already stay as they are.
+    Raises: ConfigError where a run does not fit the limits of `config`, or sbatch refuses for another reason than
+    the site's; in the latter case, arrays of other geometries may have been queued.
     """
     geometries = {id(job): config.geometry(job) for job in jobs}  # all of them, before anything is sent
-    submitted: list[Submitted] = []
-    busy: list[Ended] = []
+    submission = Submission([], [], [])
     if not jobs:
-        return submitted, busy
+        return submission
     output_dir = Path(jobs[0].run.config.output_dir).absolute()
     # Two sweeps that are started at once must not both find a run missing from the queue.
     with writable(str(output_dir)):
@@ -81,22 +92,58 @@ def submit(jobs: Sequence[Job], config: SlurmConfig) -> tuple[list[Submitted], l
         queue = read_queue()
         if queue is None:
             raise ConfigError("squeue does not answer, so what is queued already is unknown; try again.")
-        arrays: dict[tuple[Geometry, str], list[Job]] = defaultdict(list)
+        groups: dict[tuple[Geometry, str], list[Job]] = defaultdict(list)
         for job in jobs:
             launch = read_launch(job.run.directory)[0]
-            if launch and job_of(launch, queue):
+            if launch and (found := job_of(launch, queue)):
                 # What comes of it is of the command that queued it.
-                queued = replace(job, run=replace(job.run, attempt=str(launch.get("attempt", ""))))
-                submitted.append(Submitted(queued, launch["job_id"], Path(launch["logs"]), new=False))
+                known = replace(job, run=replace(job.run, attempt=str(launch.get("attempt", ""))))
+                submission.queued.append(Submitted(known, found.job_id, Path(launch["logs"])))
+                print(f"{job.name}: SLURM job {found.job_id}, queued before", file=sys.stderr)
             elif _is_free(job):
-                arrays[geometries[id(job)], job.study].append(job)
+                groups[geometries[id(job)], job.study].append(job)
             else:
-                busy.append(Ended(job, "skipped", "another process is training it"))
-        for (geometry, study), members in arrays.items():
-            for start in range(0, len(members), MAX_ARRAY):
-                part = members[start : start + MAX_ARRAY]
-                submitted += _submit_array(part, geometry, study, config, output_dir)
-    return submitted, busy
+                submission.busy.append(Ended(job, "skipped", "another process is training it"))
+        return _submit_groups(groups, submission, config, output_dir)
+
+
+def _submit_groups(
+    groups: Mapping[tuple[Geometry, str], list[Job]],
+    submission: Submission,
+    config: SlurmConfig,
+    output_dir: Path,
+) -> Submission:
+    limit, left = "", [job for members in groups.values() for job in members]
+    total, largest = len(left), _max_array_size()
+    for (geometry, study), members in groups.items():
+        # Arrays of one sweep share its parallelism by their sizes.
+        at_once = max(1, config.array_parallelism * len(members) // total)
+        size = largest
+        while members and size:
+            part = members[:size]
+            try:
+                sent = _submit_array(part, geometry, study, replace(config, array_parallelism=at_once), output_dir)
+            except _LimitReached as error:
+                limit = str(error)
+                size = len(part) // 2
+                continue
+            submission.queued.extend(sent)
+            members = members[size:]
+            left = [job for job in left if job not in part]
+    return replace(submission, left=left, limit=limit if left else "")
+
+
+def _max_array_size() -> int:
+    try:
+        shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return MAX_ARRAY
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown, re.MULTILINE)
+    return max(1, int(found[1])) if found else MAX_ARRAY
+
+
+class _LimitReached(Exception):
+    """sbatch refused an array by the site's limits."""
 
 
 def _is_free(job: Job) -> bool:
@@ -108,6 +155,7 @@ def _is_free(job: Job) -> bool:
 def _submit_array(
     jobs: Sequence[Job], geometry: Geometry, study: str, config: SlurmConfig, output_dir: Path
 ) -> list[Submitted]:
+    """Raises: _LimitReached, or ConfigError for what else sbatch refuses; then nothing is noted anywhere."""
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError
 
@@ -124,40 +172,59 @@ def _submit_array(
     executor.update_parameters(**config.sbatch_parameters(geometry, study, submission))
     code = current_code()
     tasks = [
-        task_of(job.run, job.study, code, max_requeues=config.max_requeues, threads=geometry.cpus_per_task)
+        task_of(
+            job.run,
+            job.study,
+            code,
+            max_requeues=config.max_requeues,
+            threads=geometry.cpus_per_task,
+            on_gpus=geometry.gpus_per_node > 0,
+        )
         for job in jobs
     ]
+    about = {"submission": submission, "logs": str(logs), "geometry": asdict(geometry), "submitted": asdict(code)}
+    notes = [job.run.directory / "launch.json" for job in jobs]
+    before = [note.read_bytes() if note.exists() else None for note in notes]
+    # Before sbatch, since this process may be killed after it: by submission and element the job is known again.
+    for element, job in enumerate(jobs):
+        _announce(job, {**about, "job_id": "", "element": element})
     try:
         with _outside_any_job():
             sent = executor.submit_array(tasks)
     except FailedJobError as error:
-        raise ConfigError(f"sbatch refused the jobs: {' '.join(str(error).split())}") from None
-    for job, each in zip(jobs, sent, strict=True):
-        _announce(job, each, submission, {"geometry": asdict(geometry), "submitted": asdict(code)})
-    return [Submitted(job, str(each.job_id), logs, new=True) for job, each in zip(jobs, sent, strict=True)]
+        for note, held in zip(notes, before, strict=True):
+            note.unlink(missing_ok=True) if held is None else note.write_bytes(held)
+        words = " ".join(str(error).split())
+        if found := _LIMIT.search(words):
+            raise _LimitReached(found[0]) from None
+        raise ConfigError(f"sbatch refused the jobs: {words}") from None
+    for element, (job, each) in enumerate(zip(jobs, sent, strict=True)):
+        _announce(job, {**about, "job_id": each.job_id, "element": element})
+        job.run.log_path.unlink(missing_ok=True)
+        job.run.log_path.symlink_to(logs / f"{each.job_id}_0_log.err")
+        print(f"{job.name}: SLURM job {each.job_id}", file=sys.stderr)
+    return [Submitted(job, str(each.job_id), logs) for job, each in zip(jobs, sent, strict=True)]
 
 
-def _announce(job: Job, sent: "submitit.Job[Any]", submission: str, more: dict[str, Any]) -> None:
-    """Leave the job's id in the run's directory, and a way to its log."""
-    logs = sent.paths.folder
-    launch = {"launcher": "slurm", "job_id": sent.job_id, "submission": submission, "logs": str(logs)}
-    launch["attempt"] = job.run.attempt
-    announce(job.run, {**launch, **more, "overrides": list(job.overrides), "total_samples": job.total_samples})
-    job.run.log_path.unlink(missing_ok=True)
-    job.run.log_path.symlink_to(logs / f"{sent.job_id}_0_log.err")
+def _announce(job: Job, about: Mapping[str, Any]) -> None:
+    """Leave in the run's directory by which job it is to be trained."""
+    launch = {"launcher": "slurm", "attempt": job.run.attempt, **about}
+    announce(job.run, {**launch, "overrides": list(job.overrides), "total_samples": job.total_samples})
 
 
 @contextmanager
 def _outside_any_job() -> Iterator[None]:
-    """Hide the variables of a job that this is run from: sbatch would hand them to the new ones.
+    """Hide the variables of a job that this is run from, which sbatch would hand to the new ones, and those that
+    would overrule what the launcher asks sbatch for.
 
-    submitit's clean_env hides SLURM_CONF as well, which sbatch needs.
+    submitit's clean_env hides SLURM_CONF and SLURM_JWT as well, which sbatch needs.
     """
     ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    of_a_job = ("SLURM", "SRUN_", "SUBMITIT_")
     hidden = {
         key: value
         for key, value in os.environ.items()
-        if (key.startswith(("SLURM", "SRUN_", "SUBMITIT_")) and key != "SLURM_CONF") or key in ranks
+        if (key.startswith(of_a_job) and key not in ("SLURM_CONF", "SLURM_JWT")) or key in (*ranks, *OVERRULING)
     }
     for key in hidden:
         del os.environ[key]

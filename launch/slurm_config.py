@@ -11,6 +11,39 @@ from normlab.config import ConfigError
 from normlab.config.config import Device
 from normlab.config.section import Section, setting
 
+OWNED = {
+    "array": "the launcher's own",
+    "comment": "the launcher's own, by which it knows its jobs again",
+    "signal": "hydra.launcher.signal_delay_s",
+    "time": "hydra.launcher.timeout_min",
+    "nodes": "world_size with hydra.launcher.tasks_per_node",
+    "ntasks": "world_size",
+    "ntasks_per_node": "hydra.launcher.tasks_per_node",
+    "cpus_per_task": "hydra.launcher.cpus_per_task",
+    "gpus": "hydra.launcher.gpus_per_node",
+    "gpus_per_node": "hydra.launcher.gpus_per_node",
+    "gpus_per_task": "hydra.launcher.gpus_per_node",
+    "partition": "hydra.launcher.partition",
+    "account": "hydra.launcher.account",
+    "qos": "hydra.launcher.qos",
+    "constraint": "hydra.launcher.constraint",
+    "mem": "hydra.launcher.mem",
+    "job_name": "study",
+    "output": "the launcher's own, which reads it",
+    "error": "the launcher's own, which reads it",
+    "open_mode": "the launcher's own",
+}
+"""Parameters of sbatch that the launcher sets -> what sets them."""
+
+OVERRULING = frozenset(
+    f"SBATCH_{name}"
+    for name in (
+        *("ARRAY_INX", "JOB_NAME", "TIMELIMIT", "SIGNAL", "OPEN_MODE", "REQUEUE", "NO_REQUEUE"),
+        *("GPUS", "GPUS_PER_NODE", "GPUS_PER_TASK"),
+    )
+)
+"""Variables that overrule what the launcher asks sbatch for in its script."""
+
 
 @dataclass(kw_only=True)
 class SlurmConfig(Section):
@@ -46,6 +79,9 @@ class SlurmConfig(Section):
     gpus_per_node: int = setting(0, minimum=0)
     """GPUs per node, one rank each. A run asks for as many GPUs as it has ranks on a node. 0: ranks on CPUs."""
 
+    gpu_type: str | None = None
+    """Kind of GPU to ask for, such as a100; `sinfo -o %G` lists them. null: any."""
+
     tasks_per_node: int | None = setting(None, minimum=1)
     """Most ranks on one node. null: the number of GPUs, or all ranks of the run on CPUs. 1 spreads a run over
     nodes."""
@@ -60,7 +96,8 @@ class SlurmConfig(Section):
     """Memory of each node, such as 32G."""
 
     array_parallelism: int = setting(256, minimum=1)
-    """Jobs of one array that may run at once. An array holds the runs with the same number of ranks."""
+    """Jobs of the sweep that may run at once. Runs with the same number of ranks are an array, and arrays share
+    this by their sizes."""
 
     setup: list[str] = field(default_factory=list)
     """Shell lines to run before srun: modules to load, variables to export."""
@@ -88,6 +125,15 @@ class SlurmConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for key in self.extra:
+            if owner := OWNED.get(key.replace("-", "_")):
+                fix = f"set {owner}" if "." in owner or owner in ("world_size", "study") else f"it is {owner}"
+                raise ConfigError(f"hydra.launcher.extra.{key} is not to be set; {fix}.")
+        if self.gpu_type is not None and not self.gpus_per_node:
+            raise ConfigError(
+                f"hydra.launcher.gpu_type={self.gpu_type} asks for no GPU while hydra.launcher.gpus_per_node=0; "
+                "set that to a node's GPUs."
+            )
         # SLURM looks at time limits about twice a minute, and may tell a job up to 60 s before it was to.
         if self.timeout_min * 60 <= self.signal_delay_s + 60:
             fits = self.signal_delay_s // 60 + 2
@@ -112,12 +158,15 @@ class SlurmConfig(Section):
             max_nodes=self.max_nodes,
         )
 
+    def _gpus(self, geometry: Geometry) -> str | int:
+        return f"{self.gpu_type}:{geometry.gpus_per_node}" if self.gpu_type else geometry.gpus_per_node
+
     def sbatch_parameters(self, geometry: Geometry, study: str, submission: str) -> dict[str, Any]:
         """What submitit's executor is told, in its own words."""
         named = {key: getattr(self, key) for key in ("partition", "account", "qos", "constraint", "mem")}
         return {
             **{key: value for key, value in named.items() if value is not None},
-            **({"gpus_per_node": geometry.gpus_per_node} if geometry.gpus_per_node else {}),
+            **({"gpus_per_node": self._gpus(geometry)} if geometry.gpus_per_node else {}),
             "job_name": study,
             "comment": submission,
             "time": self.timeout_min,

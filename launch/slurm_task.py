@@ -1,8 +1,11 @@
 """What a submitted job runs: each task of its srun step is one rank. Light to import; torch comes when it runs."""
 
 import os
+import random
+import re
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,8 +13,14 @@ from launch.commit import Code, current_code
 from launch.environment import rank_environment, spin_briefly
 from launch.jobs import announce
 from launch.process import StopSignal, outlive_output
+from normlab.config.config import Device
 from normlab.run import Run
 from normlab.run_files import read_launch
+
+PAUSES_S = (1.0, 3.0, 8.0)
+"""Between questions to an overloaded SLURM: less, in sum, than the shortest warning that a job gets."""
+
+_BUSY = re.compile(r"no answer|timed out|[Uu]nable to contact|Communication|Connection|[Tt]emporarily|try again")
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class SlurmTask:
         environment = submitit.JobEnvironment()
         if environment.cluster == "slurm":
             state = _state(environment.job_id)
-            if state != "RUNNING":
+            if state not in ("RUNNING", None):
                 # Requeued or preempted by SLURM, which starts it again; or cancelled, which is to be obeyed.
                 print(f"stopped by SLURM ({state or 'no longer queued'})", file=sys.stderr)
                 sys.exit(code)
@@ -77,7 +86,9 @@ class SlurmTask:
                     file=sys.stderr,
                 )
                 sys.exit(code)
-        environment._requeue(self.max_requeues - _restarts())
+            _requeue(environment.job_id)
+        else:
+            environment._requeue(self.max_requeues - _restarts())
         sys.exit(0)
 
 
@@ -86,18 +97,42 @@ def _restarts() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT", 0))
 
 
-def _state(job_id: str) -> str:
+def _state(job_id: str) -> str | None:
+    """The state in squeue; "" where SLURM does not know the job any more, None where it does not answer."""
     # By its array id: the plain id of one element of an array is also that of the whole array.
-    listed = subprocess.run(
-        ["squeue", "--noheader", "--format=%T", f"--jobs={job_id}"], capture_output=True, text=True
-    )
-    return listed.stdout.strip()
+    listed = _asked("squeue", "--noheader", "--format=%T", f"--jobs={job_id}")
+    if listed.returncode == 0:
+        return listed.stdout.strip()
+    return "" if "Invalid job id" in listed.stderr else None
 
 
-def task_of(run: Run, study: str, code: Code, *, max_requeues: int, threads: int) -> SlurmTask:
-    """The task for `run`, with `threads` unless it sets its own.
+def _requeue(job_id: str) -> None:
+    asked = _asked("scontrol", "requeue", job_id)
+    if asked.returncode:
+        print(f"error: the job could not be requeued: {asked.stderr.strip()}", file=sys.stderr)
+        sys.exit(1)
+    print(f"requeued as job {job_id}", file=sys.stderr)
 
-    The number of cores it sees will not do: where SLURM binds each task, they are already one rank's share.
+
+def _asked(*command: str) -> "subprocess.CompletedProcess[str]":
+    """SLURM's answer. It is asked again if it is overloaded, as when all elements of an array ask at once."""
+    for pause_s in (*PAUSES_S, None):
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        except subprocess.TimeoutExpired:
+            answer = subprocess.CompletedProcess(command, 1, "", "no answer within 10 s")
+        if pause_s is None or not _BUSY.search(answer.stderr if answer.returncode else ""):
+            break
+        time.sleep(pause_s * random.uniform(0.5, 1.5))
+    return answer
+
+
+def task_of(run: Run, study: str, code: Code, *, max_requeues: int, threads: int, on_gpus: bool) -> SlurmTask:
+    """The task for `run`, with `threads` unless it sets its own, and with the device that its job asks for.
+
+    Counting the cores in the task will not do: if SLURM binds tasks, it sees the share of one rank. Nor will
+    device=auto: it would train on the CPU if a driver is broken, or take a GPU that was not asked for.
     """
-    config = replace(run.config, threads=run.config.threads or threads)
+    device = Device.cuda if on_gpus else Device.cpu
+    config = replace(run.config, threads=run.config.threads or threads, device=device)
     return SlurmTask(replace(run, config=config), study, code, max_requeues)

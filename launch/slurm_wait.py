@@ -1,9 +1,11 @@
 """See how submitted jobs end, without accounting: result.json tells what came of a run, squeue that it is over."""
 
+import math
 import re
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +14,15 @@ from launch.process import StopSignal
 from normlab.run_files import read_launch
 from normlab.squeue import job_of, read_queue
 
-GRACE_S = 15.0
-"""How long a result may take, over a shared file system, to be seen after its job has left the queue."""
+GRACE_S, GRACE_COMPLETED_S = 15.0, 120.0
+"""How long a result may take to be seen, over a shared file system, after its job has left the queue; the latter
+where SLURM says that the job completed, so that there is one."""
+
+_STUCK = re.compile(
+    r"Partition(Time|Node)Limit|\w*PerJob(Limit)?|AssocGrp\w*|BadConstraints|Invalid(Account|QOS)|JobHeld\w+"
+    r"|DependencyNeverSatisfied"
+)
+"""Why a job is pending, where that does not pass by itself."""
 
 _ERROR = re.compile(
     r"error: |rank \d+: |slurmstepd.*: error: |stopped by SLURM|[\w.]*(Error|Exception|Interrupt)\b"
@@ -27,47 +36,94 @@ class Submitted:
     job: Job
     job_id: str
     logs: Path
-    new: bool
-    """Whether this sweep submitted it; it may have been in the queue before."""
 
 
-def wait_for(submitted: Sequence[Submitted], before: Sequence[Ended], *, poll_s: float) -> list[Ended]:
+@dataclass(frozen=True)
+class Submission:
+    """What became of a call of `submit`."""
+
+    queued: list[Submitted]
+    """In SLURM's queue now, or before already."""
+
+    busy: list[Ended]
+    """Trained by another process outside the queue."""
+
+    left: list[Job]
+    """Not submitted, since the site takes no more for now."""
+
+    limit: str = ""
+    """How sbatch refused those."""
+
+
+def wait_for(
+    submission: Submission,
+    before: Sequence[Ended],
+    submit: Callable[[Sequence[Job]], Submission],
+    *,
+    poll_s: float,
+) -> list[Ended]:
     """Block until every job has left the queue; show how they do. `before` had ended already.
 
-    A stop signal ends the waiting, not the jobs: the same command waits for them again.
+    Jobs that the site had no room for are submitted as others end. A stop signal ends the waiting, not the jobs:
+    the same command waits for them again.
+    Raises: ConfigError, from `submit`.
     """
     from launch.table import SweepView
 
-    left = list(submitted)
+    waiting, unsent = list(submission.queued), submission.left
     gone_since: dict[str, float] = {}
     begun: set[str] = set()
+    warned: set[str] = set()
+    fullest = math.inf  # the most jobs of this user in the queue since the site last took no more
     ended: list[Ended] = []
-    everyone = [*(each.job for each in submitted), *(each.job for each in before)]
+    everyone = [*(each.job for each in waiting), *unsent, *(each.job for each in before)]
     with StopSignal() as stop_signal, SweepView(everyone) as view:
         for past in before:
             view.end(past)
-        while left and not stop_signal():
+        while (waiting or unsent) and not stop_signal():
             queue = read_queue()
-            for each in list(left) if queue is not None else []:
+            for each in list(waiting) if queue is not None else []:
                 queued = job_of(read_launch(each.job.run.directory)[0], queue or {})
                 if queued:
                     gone_since.pop(each.job_id, None)
                     if queued.state == "RUNNING" and each.job_id not in begun:
                         begun.add(each.job_id)
                         view.begin(each.job)
+                    if _STUCK.fullmatch(queued.reason) and queued.reason not in warned:
+                        warned.add(queued.reason)
+                        tells = f"scontrol show job {each.job_id} tells what it asks for"
+                        view.note(f"warning: job {each.job_id} may never start: {queued.reason}; {tells}")
                     continue
                 since = gone_since.setdefault(each.job_id, time.monotonic())
-                if each.job.run.result() or time.monotonic() - since > GRACE_S:
-                    left.remove(each)
+                if each.job.run.result() or time.monotonic() - since > _grace_s(each):
+                    waiting.remove(each)
                     ended.append(how_it_ended(each))
                     view.end(ended[-1])
+            if unsent and queue is not None:
+                fullest = max(fullest, len(queue))
+                if len(queue) < fullest or not waiting:
+                    fullest = 0
+                    more = submit(unsent)
+                    waiting, unsent = waiting + more.queued, more.left
+                    for busy in more.busy:
+                        ended.append(busy)
+                        view.end(busy)
             view.update()
             _sleep(poll_s, stop_signal)
     if stop_signal():
-        ids = " ".join(sorted({each.job_id for each in left}))
+        ids = " ".join(sorted({each.job_id for each in waiting}))
         print(f"no longer waiting; the jobs go on. To end them: scancel {ids}", file=sys.stderr)
         raise SystemExit(128 + stop_signal())
     return ended
+
+
+def _grace_s(submitted: Submitted) -> float:
+    command = ["scontrol", "show", "job", "--oneliner", submitted.job_id]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return GRACE_S
+    return GRACE_COMPLETED_S if "JobState=COMPLETED " in shown else GRACE_S
 
 
 def how_it_ended(submitted: Submitted) -> Ended:

@@ -58,6 +58,10 @@ class SweepView:
         spent = f" ({duration(time.monotonic() - self._began[ended.job])})" if ended.job in self._began else ""
         self._say(ended.job, ended.detail + spent)
 
+    def note(self, text: str) -> None:
+        """Show a line beside the table."""
+        self._console.print(text)
+
     def update(self) -> None:
         every_s = DRAW_EVERY_S if self._console.is_terminal else SAY_EVERY_S
         if time.monotonic() - self._shown_at < every_s:

@@ -1,8 +1,9 @@
 """SLURM's queue, and which of its jobs trains which run. Needs no accounting. Imports no torch.
 
-A run that was submitted has a launch.json: {"launcher": "slurm", "job_id": "123_4", "submission": "...", ...}.
-Job ids start anew on another cluster, so the submission's name, which its jobs carry as their comment, has to
-agree as well.
+A run that was submitted has a launch.json: {"launcher": "slurm", "job_id": "123_4", "submission": "...",
+"element": 4, ...}. Job ids start anew on another cluster, so the submission's name, which its jobs carry as their
+comment, has to agree as well. If a submission was cut off, its runs have no job id, and their jobs are found by
+submission and element.
 """
 
 import shutil
@@ -21,6 +22,11 @@ class QueuedJob:
     reason: str
     """Why it is not running: Resources, Priority, BeginTime, JobHeldUser, ..."""
     comment: str
+
+    @property
+    def element(self) -> int:
+        """Its place in its array; 0 where it is a job of its own."""
+        return int(self.job_id.partition("_")[2] or 0)
 
 
 Queue = Mapping[str, QueuedJob]
@@ -49,5 +55,8 @@ def job_of(launch: Mapping[str, Any] | None, queue: Queue) -> QueuedJob | None:
     """The job that a run's launch.json names, if it is still in the queue."""
     if not launch or launch.get("launcher") != "slurm":
         return None
-    job = queue.get(launch["job_id"])
-    return job if job and job.comment == launch["submission"] else None
+    if launch["job_id"]:
+        job = queue.get(launch["job_id"])
+        return job if job and job.comment == launch["submission"] else None
+    place = (launch["submission"], launch.get("element"))
+    return next((job for job in queue.values() if (job.comment, job.element) == place), None)

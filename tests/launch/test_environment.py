@@ -35,6 +35,22 @@ def test_torchruns_ranks_join():
     assert rank_environment({**TORCHRUN, "HOME": "/"}) == TORCHRUN
 
 
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("gpu[03-07,9]", "gpu03"),
+        ("login1,gpu[03-07]", "login1"),
+        ("r[1-2]n[08,10-12]-ib,other", "r1n08-ib"),
+        ("10.0.0.1,10.0.0.2", "10.0.0.1"),
+    ],
+)
+def test_the_first_node_is_found_without_asking_slurm(nodes, first, monkeypatch):
+    """A container may have no scontrol."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    found = rank_environment({**SRUN, "SLURM_STEP_NODELIST": nodes})
+    assert found["MASTER_ADDR"] == first
+
+
 def test_tasks_of_a_slurm_step_join():
     found = rank_environment(SRUN)
     assert found.pop("MASTER_PORT").isdigit()

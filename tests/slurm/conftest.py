@@ -41,6 +41,11 @@ def commands(tmp_path, monkeypatch):
             (folder / name).write_text(f"#!/bin/bash\n{script}\n")
             (folder / name).chmod(0o755)
 
-    put(srun="", squeue="", sbatch=f"env >{tmp_path}/env; echo Submitted batch job 7$(ls {folder} | wc -l)")
+    put(
+        srun="",
+        squeue="",
+        scontrol="exit 1",
+        sbatch=f"env >{tmp_path}/env; echo Submitted batch job 7$(ls {folder} | wc -l)",
+    )
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     return put

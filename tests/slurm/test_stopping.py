@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch import rank
+from launch import rank, slurm_task
 from launch.commit import current_code
 from launch.slurm_task import SlurmTask
 from tests.slurm.sweeps import job
@@ -14,8 +14,9 @@ STOPPED_BY_USR2 = 128 + 12
 def stop(commands, tmp_path, monkeypatch, capsys):
     """Runs one rank of element 2 of array 7, stopped by USR2: its exit code, what was requeued, what it said."""
 
-    def run(*, rank_number=0, state="RUNNING", restarts=0):
-        commands(squeue=f"echo {state}", scontrol=f'echo "$@" >>{tmp_path}/scontrol')
+    def run(*, rank_number=0, state="RUNNING", restarts=0, squeue="", scontrol=""):
+        monkeypatch.setattr(slurm_task, "PAUSES_S", (0.0, 0.0))
+        commands(squeue=squeue or f"echo {state}", scontrol=f'echo "$@" >>{tmp_path}/scontrol; {scontrol}')
         env = {
             "SUBMITIT_EXECUTOR": "slurm",
             "SLURM_JOB_ID": "9",
@@ -62,3 +63,31 @@ def test_a_job_whose_budget_of_requeues_is_spent_says_so(stop):
     code, called, said = stop(restarts=3)
     assert (code, called) == (STOPPED_BY_USR2, "")
     assert "hydra.launcher.max_requeues=3" in said
+
+
+CANNOT_TELL = "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1"
+
+
+def test_a_queue_that_does_not_answer_does_not_cancel_the_requeue(stop):
+    assert stop(squeue=CANNOT_TELL)[:2] == (0, "requeue 7_2")
+
+
+def test_a_queue_that_answers_late_is_asked_again(stop, tmp_path):
+    once = f"[ -e {tmp_path}/asked ] && echo COMPLETING && exit; touch {tmp_path}/asked; {CANNOT_TELL}"
+    assert stop(squeue=once)[:2] == (STOPPED_BY_USR2, "")
+
+
+def test_a_job_that_slurm_no_longer_knows_is_over(stop):
+    unknown = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
+    code, called, said = stop(squeue=unknown)
+    assert (code, called) == (STOPPED_BY_USR2, "")
+    assert "stopped by SLURM (no longer queued)" in said
+
+
+def test_a_requeue_is_tried_again_and_its_failure_is_told(stop, tmp_path):
+    busy = "echo 'Socket timed out on send/recv operation' >&2"
+    code, called, _ = stop(scontrol=f"[ $(wc -l <{tmp_path}/scontrol) -gt 2 ] && exit; {busy}; exit 1")
+    assert (code, called.splitlines()) == (0, ["requeue 7_2"] * 3)
+    code, called, said = stop(scontrol=f"{busy}; exit 1")
+    assert code == 1
+    assert "error: the job could not be requeued: Socket timed out" in said

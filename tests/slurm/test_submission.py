@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import re
 import subprocess
@@ -10,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from launch import slurm
+from launch import slurm, slurm_wait
 from launch.commit import ROOT, Code, current_code
 from launch.geometry import Geometry
 from launch.jobs import Job
 from launch.process import StopSignal
 from launch.slurm import submit
 from launch.slurm_config import SlurmConfig
-from launch.slurm_wait import Submitted, how_it_ended
+from launch.slurm_wait import Submitted, how_it_ended, wait_for
 from normlab.config import ConfigError
+from normlab.run import Run
 from normlab.run_files import read_launch
 from normlab.squeue import job_of, read_queue
 from tests.slurm.sweeps import job
@@ -58,9 +60,9 @@ def test_the_sbatch_file_is_the_one_that_was_kept(commands, tmp_path):
 def test_each_geometry_is_an_array_and_each_run_knows_its_element(commands, tmp_path):
     commands(sbatch=f"echo x >>{tmp_path}/n; echo Submitted batch job 7$(wc -l <{tmp_path}/n)")
     both = jobs(tmp_path, 1, 4, seeds=2)
-    submitted, busy = submit(both, SlurmConfig(tasks_per_node=2))
-    assert [s.job_id for s in submitted] == ["71_0", "71_1", "72_0", "72_1"]
-    assert busy == []
+    submission = submit(both, SlurmConfig(tasks_per_node=2))
+    assert [s.job_id for s in submission.queued] == ["71_0", "71_1", "72_0", "72_1"]
+    assert (submission.busy, submission.left) == ([], [])
     launch = read_launch(both[3].run.directory)[0]
     assert (launch["job_id"], launch["geometry"]["nodes"]) == ("72_1", 2)
     assert launch["submitted"]["commit"] == current_code().commit != ""
@@ -71,12 +73,12 @@ def test_a_run_in_the_queue_is_not_submitted_again_and_another_jobs_id_does_not_
     submit(one, SlurmConfig())
     launch = read_launch(one[0].run.directory)[0]
     commands(sbatch="exit 1", squeue=f"echo '{launch['job_id']}|PENDING|Priority|{launch['submission']}'")
-    (again,), _ = submit(one, SlurmConfig())
-    assert (again.job_id, again.new) == (launch["job_id"], False)
+    (again,) = submit(one, SlurmConfig()).queued
+    assert again.job_id == launch["job_id"]
     assert job_of(launch, read_queue()).reason == "Priority"
     commands(sbatch="echo Submitted batch job 99", squeue=f"echo '{launch['job_id']}|PENDING|None|normlab-other'")
-    (new,), _ = submit(one, SlurmConfig())
-    assert (new.job_id, new.new) == ("99", True)
+    (new,) = submit(one, SlurmConfig()).queued
+    assert new.job_id == "99"
 
 
 def test_a_stop_signal_while_jobs_are_submitted_counts_and_their_ids_are_told(
@@ -96,7 +98,7 @@ def test_what_a_queued_run_comes_to_is_told_also_to_a_second_rerun(commands, tmp
     submit([first], SlurmConfig())
     launch = read_launch(first.run.directory)[0]
     commands(sbatch="exit 1", squeue=f"echo '{launch['job_id']}|PENDING|Priority|{launch['submission']}'")
-    (again,), _ = submit([second], SlurmConfig())
+    (again,) = submit([second], SlurmConfig()).queued
     first.run.create()
     first.run.write_result("finished", {"val/accuracy": 0.9})
     assert second.run.result() is None  # its own attempt has not begun
@@ -106,8 +108,9 @@ def test_what_a_queued_run_comes_to_is_told_also_to_a_second_rerun(commands, tmp
 def test_a_run_that_another_process_trains_is_left_alone(commands, tmp_path):
     (one,) = jobs(tmp_path, 1)
     with one.run.lock():
-        submitted, (busy,) = submit([one], SlurmConfig())
-    assert (submitted, busy.state) == ([], "skipped")
+        submission = submit([one], SlurmConfig())
+    (busy,) = submission.busy
+    assert (submission.queued, busy.state) == ([], "skipped")
     assert "another process" in busy.detail
 
 
@@ -131,7 +134,7 @@ def test_a_job_that_is_requeued_does_not_start_over_again(commands, tmp_path):
     import submitit
 
     one = job(tmp_path, "rerun=true")
-    (sent,), _ = submit([one], SlurmConfig(cpus_per_task=3))
+    (sent,) = submit([one], SlurmConfig(cpus_per_task=3)).queued
     task = submitit.SlurmJob(sent.logs, sent.job_id).submission().function
     assert task.run.config.threads == 3
     assert (task.run.directory, task.run.starts_over) == (one.run.directory, True)
@@ -142,17 +145,174 @@ def test_a_job_that_is_requeued_does_not_start_over_again(commands, tmp_path):
 def test_the_variables_of_a_job_that_submits_are_hidden_but_the_way_to_slurm_is_kept(
     commands, tmp_path, monkeypatch
 ):
-    for key in ("SLURM_CPU_BIND", "SLURM_JOB_ID", "RANK", "MASTER_PORT", "SLURM_CONF"):
+    hidden = ("SLURM_CPU_BIND", "SLURM_JOB_ID", "RANK", "MASTER_PORT", "SBATCH_TIMELIMIT")
+    kept = {"SLURM_CONF", "SLURM_JWT", "SBATCH_ACCOUNT"}
+    for key in (*hidden, *kept):
         monkeypatch.setenv(key, "1")
     submit(jobs(tmp_path, 1), SlurmConfig())
-    seen = set(re.findall(r"^(SLURM\w*|RANK|MASTER_\w+)=", (tmp_path / "env").read_text(), re.MULTILINE))
-    assert seen == {"SLURM_CONF"}
+    seen = set(re.findall(r"^(S\w*|RANK|MASTER_\w+)=", (tmp_path / "env").read_text(), re.MULTILINE))
+    assert seen.issuperset(kept)
+    assert seen.isdisjoint(hidden)
     assert os.environ["SLURM_JOB_ID"] == "1"
+
+
+LIMIT = "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates policy"
+
+
+def sbatch_with_room(tmp_path: Path, room: int) -> str:
+    """A stand-in that takes arrays while no more than `room` jobs are in its queue, which squeue shows."""
+    return f"""
+n=$(grep -oP '#SBATCH --array=0-\\K\\d+' "$1"); n=$((${{n:-0}} + 1))
+touch {tmp_path}/queue
+if [ $(($(wc -l <{tmp_path}/queue) + n)) -gt {room} ]; then echo "{LIMIT}" >&2; exit 1; fi
+id=$((70 + $(ls {tmp_path}/bin | wc -l) + $(wc -l <{tmp_path}/queue)))
+comment=$(grep -oP '#SBATCH --comment=\\K.*' "$1")
+for i in $(seq 0 $((n - 1))); do
+    [ $n -gt 1 ] && element=_$i || element=
+    echo "$id$element|PENDING|None|$comment" >>{tmp_path}/queue
+done
+echo Submitted batch job $id
+"""
+
+
+def test_as_many_jobs_are_queued_as_the_site_takes_and_the_others_are_left(commands, tmp_path, capsys):
+    commands(sbatch=sbatch_with_room(tmp_path, 5))
+    submission = submit(jobs(tmp_path, 1, 2, seeds=4), SlurmConfig())
+    queued = [line.partition("|")[0] for line in (tmp_path / "queue").read_text().splitlines()]
+    assert [each.job_id for each in submission.queued] == queued
+    assert len(queued) == 5
+    assert [each.run.config.world_size for each in submission.left] == [2, 2, 2]
+    assert submission.limit == "AssocMaxSubmitJobLimit"
+    assert all(
+        f"SLURM job {job_id}\n" in capsys_text for capsys_text in [capsys.readouterr().err] for job_id in queued
+    )
+    assert not any((each.run.directory / "launch.json").exists() for each in submission.left)
+
+
+def test_jobs_that_were_left_follow_as_others_end(commands, tmp_path):
+    commands(sbatch=sbatch_with_room(tmp_path, 2), squeue=f"cat {tmp_path}/queue", scontrol="exit 1")
+    three = jobs(tmp_path, 1, seeds=3)
+    (tmp_path / "queue").touch()
+    submission = submit(three, SlurmConfig())
+    assert len(submission.left) == 1
+    (last,) = submission.left
+
+    def end(submitted: Submitted) -> None:
+        submitted.job.run.create()
+        submitted.job.run.write_result("finished", {"val/accuracy": 0.5})
+        kept = (tmp_path / "queue").read_text().splitlines(keepends=True)
+        (tmp_path / "queue").write_text("".join(k for k in kept if not k.startswith(f"{submitted.job_id}|")))
+
+    asked = []
+
+    def more(left):
+        asked.append(list(left))
+        following = submit(left, SlurmConfig())
+        for each in [*submission.queued[1:], *following.queued]:
+            end(each)
+        return following
+
+    end(submission.queued[0])
+    ended = wait_for(submission, [], more, poll_s=0.01)
+    assert asked == [[last]]
+    assert [each.job for each in ended].count(last) == 1
+    assert [each.state for each in ended] == ["finished"] * 3
+
+
+def test_a_site_that_takes_no_job_at_all_is_an_error(commands, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "plan_jobs", lambda *_: jobs(tmp_path, 1))
+    commands(sbatch=f"echo '{LIMIT}' >&2; exit 1")
+    with pytest.raises(ConfigError, match=r"sbatch takes no more jobs \(AssocMaxSubmitJobLimit\)"):
+        slurm.sweep(None, None, [], SlurmConfig())
+
+
+def test_an_array_is_no_larger_than_the_site_allows_and_arrays_share_what_may_run_at_once(commands, tmp_path):
+    commands(
+        sbatch=sbatch_with_room(tmp_path, 100),
+        scontrol="echo 'MaxArraySize            = 3'",
+    )
+    submit(jobs(tmp_path, 1, seeds=4) + jobs(tmp_path, 2, seeds=2), SlurmConfig(array_parallelism=3))
+    scripts = [path.read_text() for path in tmp_path.glob("runs/.slurm/*/*_submission.sh")]
+    arrays = sorted(re.findall(r"--array=(\S+)", text) or ["alone"] for text in scripts)
+    assert arrays == [["0-1%1"], ["0-2%2"], ["alone"]]
+
+
+def test_a_submission_that_was_cut_off_is_known_by_its_comment_and_element(commands, tmp_path):
+    """Killed after sbatch: launch.json has no job id yet, and no second job may be queued."""
+    two = jobs(tmp_path, 1, seeds=2)
+    submit(two, SlurmConfig())
+    for one in two:
+        note = one.run.directory / "launch.json"
+        note.write_text(json.dumps(json.loads(note.read_text()) | {"job_id": ""}))
+    launch = read_launch(two[0].run.directory)[0]
+    lines = "".join(f"81_{i}|PENDING|None|{launch['submission']}\\n" for i in (0, 1))
+    commands(sbatch="exit 1", squeue=f"printf '{lines}'")
+    assert [each.job_id for each in submit(two, SlurmConfig()).queued] == ["81_0", "81_1"]
+
+
+def test_what_is_noted_before_sbatch_goes_if_it_refuses(commands, tmp_path):
+    fresh, stopped = jobs(tmp_path, 1, seeds=2)
+    stopped.run.directory.mkdir(parents=True)
+    (stopped.run.directory / "launch.json").write_text('{"launcher": "local", "host": "a", "pid": 1}')
+    commands(sbatch="echo 'sbatch: error: invalid partition' >&2; exit 1")
+    with pytest.raises(ConfigError, match="invalid partition"):
+        submit([fresh, stopped], SlurmConfig())
+    assert not (fresh.run.directory / "launch.json").exists()
+    assert (stopped.run.directory / "launch.json").read_text() == '{"launcher": "local", "host": "a", "pid": 1}'
+
+
+def test_a_job_that_waits_for_what_time_does_not_change_is_named_once(commands, tmp_path, capsys):
+    (one,) = jobs(tmp_path, 1)
+    submission = submit([one], SlurmConfig())
+    launch = read_launch(one.run.directory)[0]
+    looks = tmp_path / "looks"
+    line = f"{launch['job_id']}|PENDING|PartitionTimeLimit|{launch['submission']}"
+    commands(squeue=f"echo x >>{looks}; [ $(wc -l <{looks}) -gt 2 ] || echo '{line}'", scontrol="exit 1")
+    one.run.create()
+    one.run.write_result("finished", {"val/accuracy": 0.5})
+    wait_for(submission, [], lambda jobs: submission, poll_s=0.01)
+    warning = f"warning: job {launch['job_id']} may never start: PartitionTimeLimit"
+    assert capsys.readouterr().err.count(warning) == 1
+
+
+def test_a_result_that_a_slow_file_system_still_hides_is_waited_for_longer_if_the_job_completed(
+    commands, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(slurm_wait, "GRACE_S", 0.0)
+    (one,) = jobs(tmp_path, 1)
+    submission = submit([one], SlurmConfig())
+    looks = tmp_path / "looks"
+    commands(squeue=f"echo x >>{looks}", scontrol="echo JobId=71 JobState=COMPLETED Reason=None")
+    seen = iter([None] * 5)
+    result = {"status": "finished", "metrics": {"val/accuracy": 0.5}}
+    monkeypatch.setattr(Run, "result", lambda run: next(seen, result))
+    (ended,) = wait_for(submission, [], lambda jobs: submission, poll_s=0.01)
+    assert ended.state == "finished"
+    assert len(looks.read_text().splitlines()) >= 5
+    commands(scontrol="echo JobId=71 JobState=FAILED Reason=None")
+    monkeypatch.setattr(Run, "result", lambda run: None)
+    assert wait_for(submission, [], lambda jobs: submission, poll_s=0.01)[0].state == "failed"
+
+
+def test_a_job_trains_on_the_device_that_it_asked_for(commands, tmp_path):
+    import submitit
+
+    (on_cpus,) = submit([job(tmp_path, "seed=0")], SlurmConfig()).queued
+    (on_gpus,) = submit([job(tmp_path, "seed=1")], SlurmConfig(gpus_per_node=4, gpu_type="a100")).queued
+    devices = [
+        submitit.SlurmJob(sent.logs, sent.job_id).submission().function.run.config.device.value
+        for sent in (on_cpus, on_gpus)
+    ]
+    assert devices == ["cpu", "cuda"]
+    assert "#SBATCH --gpus-per-node=a100:1\n" in (next(on_gpus.logs.glob("*_submission.sh"))).read_text()
 
 
 @pytest.mark.parametrize(
     ("settings", "world_size", "words"),
     [
+        ({"extra": {"comment": "mine"}}, 1, ["hydra.launcher.extra.comment", "the launcher's own"]),
+        ({"extra": {"cpus-per-task": 2}}, 1, ["extra.cpus-per-task", "set hydra.launcher.cpus_per_task"]),
+        ({"gpu_type": "a100"}, 1, ["hydra.launcher.gpu_type=a100", "hydra.launcher.gpus_per_node=0"]),
         ({"gpus_per_node": 8}, 11, ["world_size=11", "hydra.launcher.gpus_per_node=8"]),
         ({"array_parallelism": 0}, 1, ["hydra.launcher.array_parallelism=0", "at least 1"]),
         ({"timeout_min": 2}, 1, ["hydra.launcher.timeout_min=2", "signal_delay_s=90", "3 or more"]),
@@ -200,7 +360,7 @@ def ended(tmp_path, **logs: str):
     folder.mkdir(exist_ok=True)
     for rank, text in logs.items():
         (folder / f"12_3_{rank.removeprefix('rank')}_log.err").write_text(text)
-    return how_it_ended(Submitted(one, "12_3", folder, new=True))
+    return how_it_ended(Submitted(one, "12_3", folder))
 
 
 def test_a_job_that_left_no_result_is_told_by_what_its_ranks_said_last(tmp_path):
