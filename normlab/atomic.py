@@ -17,7 +17,7 @@ def atomic_write(path: Path, mode: str = "w", *, former: Path | None = None) -> 
 
     The file that was there before is kept as `former`, if that is given.
     """
-    unfinished = _unfinished(path)
+    unfinished = unfinished_name(path)
     try:
         with unfinished.open(mode) as file:
             yield file
@@ -58,21 +58,28 @@ def remove_unfinished(directory: Path, *, written_by_others: str) -> None:
 
     Only `written_by_others` may be written by others at any time: it goes if its writer is known to be gone.
     """
+    for path, name, abandoned in unfinished_in(directory):
+        if name != written_by_others or abandoned:
+            path.unlink(missing_ok=True)
+
+
+def unfinished_in(directory: Path) -> Iterator[tuple[Path, str, bool]]:
+    """What has an `unfinished_name`: its path, its name to be, and whether its writer is known to be gone."""
     for path in directory.glob(".*"):
         if found := re.fullmatch(rf"\.(.+){re.escape(MARK)}(.+)~(\d+)", path.name):
             name, host, pid = found.groups()
-            if name != written_by_others or (host == socket.gethostname() and not _alive(int(pid))):
-                path.unlink(missing_ok=True)
+            yield path, name, host == socket.gethostname() and not _alive(int(pid))
 
 
-def _unfinished(path: Path) -> Path:
+def unfinished_name(path: Path) -> Path:
+    """Where this process writes what is to be at `path`."""
     # In the same folder, since renaming is atomic only within a file system; named after this process, since
     # others, even on other machines, may be writing the same file.
     return path.with_name(f".{path.name}{MARK}{socket.gethostname()}~{os.getpid()}")
 
 
 def _keep(path: Path, former: Path) -> None:
-    second_name = _unfinished(former)
+    second_name = unfinished_name(former)
     try:
         os.link(path, second_name)  # so that `path` exists at every moment
     except OSError:  # a file system without hard links

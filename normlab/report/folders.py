@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from normlab.atomic import unfinished_in, unfinished_name
 from normlab.config import ConfigError
 from normlab.run_files import SIGNS_OF_LIFE
 
@@ -31,10 +32,14 @@ def mark(folder: Path) -> None:
 def replacing(folder: Path) -> Iterator[Path]:
     """A new folder that takes `folder`'s place when the block ends well. Raises: ConfigError, as `check_own`."""
     folder = folder.resolve()  # of a link, what it leads to
-    unfinished, old = (folder.with_name(f".{folder.name}.{word}{os.getpid()}") for word in ("", "old"))
+    former = folder.with_name(f"{folder.name}.former")
+    unfinished, old = unfinished_name(folder), unfinished_name(former)
     for path in (folder, unfinished, old):
         check_own(path)
     _remove(unfinished, old)
+    for path, name, abandoned in unfinished_in(folder.parent):  # by reports that were killed
+        if abandoned and name in (folder.name, former.name):
+            _remove(path)
     unfinished.mkdir(parents=True)
     mark(unfinished)
     try:

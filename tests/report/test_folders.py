@@ -1,5 +1,9 @@
 """What a report may replace: what a report wrote, and nothing else."""
 
+import os
+import socket
+import subprocess
+
 import pytest
 
 from normlab.config import ConfigError
@@ -66,6 +70,27 @@ def test_a_run_that_begins_while_the_comparison_is_written_is_kept(tmp_path):
         replaced_while_a_run_begins()
     assert (folder / "begun" / "result.json").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["comparison"]
+
+
+def test_what_killed_reports_left_is_removed_and_nothing_else(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    here, folder = socket.gethostname(), tmp_path / "comparison"
+    left = [f".{name}.unfinished~{here}~{gone.pid}" for name in ("comparison", "comparison.former")]
+    kept = [f".comparison.unfinished~{here}~{os.getppid()}", f".comparison.unfinished~elsewhere~{gone.pid}"]
+    kept += [f".other.unfinished~{here}~{gone.pid}", ".comparison.notes"]
+    for name in left + kept:
+        (tmp_path / name).mkdir()
+        mark(tmp_path / name)
+    with replacing(folder):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"comparison", *kept}
+    holds_a_run = tmp_path / left[0]
+    make_run(holds_a_run)
+    mark(holds_a_run)
+    with replacing(folder):
+        pass
+    assert holds_a_run.exists()
 
 
 @pytest.mark.parametrize("name", ["comparison", "report"])
