@@ -98,6 +98,12 @@ def record_ended(ended: Sequence[Ended]) -> None:
     _record.get().extend(ended)
 
 
+def forget_ended() -> None:
+    """Called by a sweeper that says itself what its runs came to: the summary is then of those that are left."""
+    record = _record.get()
+    record[:] = [ended for ended in record if ended.is_left]
+
+
 def refuse_inside_rank() -> None:
     """A sweep starts its own ranks. Raises: ConfigError inside a rank of torchrun or srun."""
     if rank_environment(os.environ):
@@ -136,7 +142,9 @@ def plan_jobs(
     composer = Composer(master_config, config_loader)
     swept = swept_norms(master_config, config_loader)
     given = OverridesParser.create().parse_overrides(given_overrides(master_config))
-    fixed = {one.get_key_element() for one in given if not one.is_sweep_override()}
+    fixed = {
+        f"{one.get_key_element()}={one.get_value_element_as_str()}" for one in given if not one.is_sweep_override()
+    }
     jobs: dict[str, Job] = {}
     datasets: dict[str, Dataset] = {}
     checked: set[str] = set()
@@ -168,7 +176,7 @@ def plan_jobs(
         known = jobs.get(str(run.directory))
         if known is None:
             total_samples = total_steps * cfg.global_batch_size(run.config.world_size or 1)
-            own = [word for word in filter_overrides(overrides) if word.partition("=")[0] not in fixed]
+            own = [word for word in filter_overrides(overrides) if word not in fixed]
             name = " ".join(own) or run.directory.name
             job = Job(run, study, tuple(overrides), total_samples, (place,), name)
         else:

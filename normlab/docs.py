@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
-from launch import slurm_config
+from launch import race_config, slurm_config
 from launch.plugins import register_launchers
 from normlab.atomic import atomic_write
 from normlab.config import Config
@@ -49,6 +49,12 @@ _LAUNCHERS = """
 A sweep starts its runs through a launcher: `local`, the default, on [this machine](sweeps.md); `slurm`, on [a
 cluster](slurm.md); or `basic`, Hydra's own, one after the other in one process.
 """
+_SWEEPERS = """
+## hydra/sweeper
+
+`grid`, the default, trains every combination; `optuna` [searches](sweeps.md#searching-with-optuna); `race` finds
+out [which norm is best](race.md).
+"""
 
 
 def pages() -> dict[Path, str]:
@@ -71,6 +77,8 @@ def _keys_page() -> str:
     for name, module in (("local", sys.modules["hydra_plugins.normlab_local"]), ("slurm", slurm_config)):
         for schema, keys in documented_keys(module, "hydra.launcher").items():
             parts += [f"\n**`hydra/launcher={name}`**\n\n", _key_table(schema, keys, new_run=False)]
+    parts += [_SWEEPERS, "\n**`hydra/sweeper=race`**\n\n"]
+    parts += [_key_table(schema, keys, new_run=False) for schema, keys in documented_keys(race_config).items()]
     return "".join(parts)
 
 
@@ -126,6 +134,7 @@ _KINDS = {
     list[float]: "list of numbers",
     list[str]: "list of texts",
     dict[str, Any]: "keys with values",
+    dict[str, str]: "keys with values",
 }
 
 

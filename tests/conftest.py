@@ -8,13 +8,14 @@ import torch.distributed as dist
 from normlab.bench.ranks import RankPool
 
 OF_A_FOLDER = {"cluster", "cluster_without_accounting", "browser", "start_tensorboard", "thousand", "trained"}
-OF_A_FILE = {"swept", "started", "trained_once"}
+OF_A_FILE = {"swept", "raced", "started", "trained_once"}
 """Fixtures that are made once and take long to make."""
 
 SLOW = {
     *("slurm", "faults", "soak", "experiments"),
     *("test_trainer.py", "test_virtual_ranks.py", "test_segmentation.py", "test_evaluate.py", "test_training.py"),
     *("test_train.py", "test_sweep.py", "test_teardown.py", "test_bad_input.py", "test_jobs.py", "test_rank.py"),
+    *("test_race.py", "test_race_decisions.py"),
     *("test_step_on_meta.py", "test_composing.py", "test_damaged_files.py", "test_fuzz.py", "test_wheel.py"),
     *("test_any_model.py", "test_commands.py", "test_measure.py", "test_page.py", "test_command.py"),
 }

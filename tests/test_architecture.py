@@ -33,6 +33,7 @@ WITHOUT_TORCH = [
     "launch.environment",
     "launch.process",
     "launch.local",
+    "launch.race",
     "normlab.report.__main__",
     "normlab.report.figures",
     "normlab.report.page",

@@ -27,6 +27,12 @@ class Estimate:
     def high(self) -> float:
         return self.mean + self.half_width
 
+    @property
+    def percent(self) -> str:
+        """2.1 ± 0.7, of fractions; 0.19 ± 0.16 below half a point."""
+        places = 2 if self.half_width < 0.005 else 1
+        return f"{100 * self.mean:.{places}f} ± {100 * self.half_width:.{places}f}"
+
 
 def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
     """Mean and Student t interval of n independent values.

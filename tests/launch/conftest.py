@@ -1,5 +1,9 @@
-import pytest
+import sys
 
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from launch import local, train
 from tests.processes import Job
 
 
@@ -15,3 +19,21 @@ def start(tmp_path):
     yield begin
     for job in jobs:
         job.kill()
+
+
+@pytest.fixture
+def run_train(monkeypatch, capsys, tmp_path):
+    """Calls train.py's main in an empty folder; gives exit code and stderr."""
+
+    def run(*overrides):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["train.py", *overrides])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        monkeypatch.setattr(local, "start_ranks", lambda *args: pytest.fail("ranks were started"))
+        monkeypatch.setattr(local, "preload", lambda: None)
+        with pytest.raises(SystemExit) as left:
+            train.main()
+        GlobalHydra.instance().clear()
+        return left.value.code, capsys.readouterr().err
+
+    return run

@@ -9,29 +9,10 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
 
-from launch import local, train
+from launch import train
 from normlab.config.norm import BatchNormConfig
 from normlab.config.schema import plain
 from tests.runs import directory_of, typed
-
-
-@pytest.fixture
-def run_train(monkeypatch, capsys, tmp_path):
-    """Calls train.py's main in an empty folder; gives exit code and stderr."""
-
-    def run(*overrides):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["train.py", *overrides])
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-        monkeypatch.setattr(local, "start_ranks", lambda *args: pytest.fail("ranks were started"))
-        monkeypatch.setattr(local, "preload", lambda: None)
-        with pytest.raises(SystemExit) as left:
-            train.main()
-        GlobalHydra.instance().clear()
-        return left.value.code, capsys.readouterr().err
-
-    return run
-
 
 ONE_LINE = [
     (["batch_size=-4"], ["batch_size=-4", "at least 1"]),
