@@ -114,7 +114,7 @@ def _submit_groups(
     output_dir: Path,
 ) -> Submission:
     limit, left = "", [job for members in groups.values() for job in members]
-    total, largest = len(left), _max_array_size()
+    total, largest = len(left), max_array_size()
     for (geometry, study), members in groups.items():
         # Arrays of one sweep share its parallelism by their sizes.
         at_once = max(1, config.array_parallelism * len(members) // total)
@@ -133,7 +133,8 @@ def _submit_groups(
     return replace(submission, left=left, limit=limit if left else "")
 
 
-def _max_array_size() -> int:
+def max_array_size() -> int:
+    """The most elements that one array may have here."""
     try:
         shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.TimeoutExpired):
@@ -189,7 +190,7 @@ def _submit_array(
     for element, job in enumerate(jobs):
         _announce(job, {**about, "job_id": "", "element": element})
     try:
-        with _outside_any_job():
+        with outside_any_job():
             sent = executor.submit_array(tasks)
     except FailedJobError as error:
         for note, held in zip(notes, before, strict=True):
@@ -213,7 +214,7 @@ def _announce(job: Job, about: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _outside_any_job() -> Iterator[None]:
+def outside_any_job() -> Iterator[None]:
     """Hide the variables of a job that this is run from, which sbatch would hand to the new ones, and those that
     would overrule what the launcher asks sbatch for.
 

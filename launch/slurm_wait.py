@@ -134,13 +134,13 @@ def how_it_ended(submitted: Submitted) -> Ended:
         return ended
     if result:
         return Ended(job, "failed", " ".join(str(result.get("error", "")).split()))
-    words = last_words(submitted)
+    words = last_words(submitted.logs, submitted.job_id)
     return interrupted(job, words) if job.run.checkpoint_path.exists() else Ended(job, "failed", words)
 
 
-def last_words(submitted: Submitted) -> str:
+def last_words(folder: Path, job_id: str) -> str:
     """The last line that looks like an error in what the ranks wrote, rank 0's first, with its rank."""
-    logs = sorted(submitted.logs.glob(f"{submitted.job_id}_*_log.err"), key=_rank)
+    logs = sorted(folder.glob(f"{job_id}_*_log.err"), key=_rank)
     last = ""
     for log in logs:
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
