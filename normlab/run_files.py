@@ -39,8 +39,15 @@ _TOP_LEVEL = re.compile(r"^(?=[^\s#-])", re.MULTILINE)
 
 
 def find_runs(root: Path) -> list[Path]:
-    """The directories of runs below `root`, or `root` itself."""
-    return sorted(Path(folder) for folder, _, files in os.walk(root) if not MARKS.isdisjoint(files))
+    """The directories of runs below `root`, or `root` itself; and folders that cannot be read."""
+    closed: list[Path] = []
+
+    def note_closed(error: OSError) -> None:
+        if isinstance(error, PermissionError):
+            closed.append(Path(error.filename))
+
+    walk = os.walk(root, onerror=note_closed)
+    return sorted([Path(folder) for folder, _, files in walk if not MARKS.isdisjoint(files)] + closed)
 
 
 def open_file(path: Path) -> IO[bytes]:

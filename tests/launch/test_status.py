@@ -183,19 +183,39 @@ def test_where_a_lock_cannot_be_looked_at_that_is_said_unless_the_run_has_ended(
     assert finished.split()[0] == "finished"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
-def test_another_users_lock_cannot_be_looked_at(make_run, command, tmp_path):
-    run = make_run()
-    (run.directory / "lock").touch(0o600)
-    for folder in (run.directory, *run.directory.parents):
-        if folder.is_relative_to(tempfile.gettempdir()) and folder != Path(tempfile.gettempdir()):
-            folder.chmod(0o755)
-    os.seteuid(65534)
-    try:
-        shown = command().out.splitlines()[1]
-    finally:
-        os.seteuid(0)
-    assert "lock cannot be looked at (Permission denied)" in shown
+@pytest.fixture
+def command_of_another(command, tmp_path):
+    """Calls the command as another user."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be another user")
+
+    def call():
+        for folder in (tmp_path, *tmp_path.parents):
+            if folder.is_relative_to(tempfile.gettempdir()) and folder != Path(tempfile.gettempdir()):
+                folder.chmod(0o755)
+        os.seteuid(65534)
+        try:
+            return command()
+        finally:
+            os.seteuid(0)
+
+    return call
+
+
+def test_another_users_lock_cannot_be_looked_at(make_run, command_of_another):
+    (make_run().directory / "lock").touch(0o600)
+    assert "lock cannot be looked at (Permission denied)" in command_of_another().out.splitlines()[1]
+
+
+def test_another_users_closed_folder_may_be_a_run_and_hides_no_other(make_run, command_of_another):
+    closed, readable = make_run(0), make_run(1)
+    closed.directory.chmod(0o700)
+    readable.write_result("finished", {"val/accuracy": 0.5})
+    shown = command_of_another()
+    unreadable, finished = shown.out.splitlines()[1:3]
+    assert unreadable.split()[:2] == ["unreadable", f"test/{closed.directory.name}"]
+    assert finished.split()[:2] == ["finished", f"test/{readable.directory.name}"]
+    assert f"{closed.directory}: result.json cannot be read (Permission denied)" in shown.err
 
 
 def test_a_detail_is_shown_as_it_is(make_run, command):
