@@ -1,4 +1,4 @@
-"""What ended a rank, in words for people."""
+"""What ended a rank, in words for users."""
 
 import errno
 import os
@@ -15,17 +15,17 @@ from normlab.run import Run
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LAUNCHER_NOTICES_WITHIN_S = 5.0
 _PEER_GONE = re.compile(r"Connection (closed|reset) by peer|remote process exited|rank \d+ left")
-"""What gloo, nccl and SyncBatchNorm say of a rank that has gone."""
+"""What gloo, nccl and SyncBatchNorm say about a rank that has gone."""
 _NO_MEMORY = re.compile(r"out of memory\.|DefaultCPUAllocator: can't allocate memory")
 _ASKED_FOR = re.compile(r"tried to (allocate [\d.]+ \w+)", re.IGNORECASE)
 _GPU_HAS = re.compile(r"total capacity of ([\d.]+ \w+)")
 
 
 def report_failure(error: Exception, rank: int, run: Run | None, stop_signal: Callable[[], int]) -> None:
-    """Say what ended this rank, and record it in result.json of `run`, unless another rank was first.
+    """Print what ended this rank, and record it in result.json of `run`, unless another rank was first.
 
-    Call it where the error is handled. A rank that fails of another's leaving is not the cause: it waits until who
-    watches over the ranks has seen the other one, and tells this one to stop.
+    Call it where the error is handled. A rank that fails because another has gone is not the cause: it waits until
+    the launcher has noticed the other one and tells this one to stop.
     """
     cause, trace = f"rank {rank}: {error}", traceback.format_exc()
     said = f"rank {rank}:\n{trace}"
@@ -44,7 +44,7 @@ def report_failure(error: Exception, rank: int, run: Run | None, stop_signal: Ca
 
 
 def _no_room(error: BaseException) -> OSError | None:
-    """The refusal of a disk that `error` comes from: torch.save raises one of its own on the way."""
+    """The OSError of a full disk behind `error`, since torch.save raises an error of its own from it."""
     found = (each for each in _chain(error) if isinstance(each, OSError) and each.errno in NO_ROOM)
     return next(found, None)
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 NOTES_BYTES = 1 << 20
-"""Room for multirun.yaml, and for launch.json of a few hundred runs."""
+"""Enough for multirun.yaml, and for launch.json of a few hundred runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,15 +55,15 @@ class Job:
     """Samples that the whole run trains on."""
 
     places: tuple[int, ...]
-    """Where it stands in what the sweeper asked for: twice, where two jobs are the same run."""
+    """Its positions in the sweeper's list; two if two jobs of the list are the same run."""
 
     name: str
-    """What sets it apart: its overrides, without those that the command line gives all jobs alike."""
+    """Its own overrides, without those that the command gives to all jobs."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of a job: finished, diverged, failed, skipped, stopped or queued; and more about it."""
+    """How a job ended: finished, diverged, failed, skipped, stopped or queued, with details."""
 
     job: Job
     state: str
@@ -71,7 +71,7 @@ class Ended:
 
     @property
     def is_left(self) -> bool:
-        """Whether the same command would train it, or go on with it."""
+        """Whether the same command would train it, or continue it."""
         return self.state in ("failed", "stopped")
 
 
@@ -80,10 +80,10 @@ _record: ContextVar[list[Ended]] = ContextVar("record")
 
 @contextmanager
 def sweep_record() -> Iterator[list[Ended]]:
-    """What becomes of the jobs of every launcher that Hydra calls inside the block.
+    """How the jobs of every launcher that Hydra calls in the block ended.
 
-    A sweeper such as Optuna's calls its launcher many times and hands nothing back, so the end of the sweep,
-    its summary and its exit code, are the caller's.
+    A sweeper such as Optuna's calls its launcher many times and returns nothing, so the caller has to make the
+    summary and the exit code of the sweep.
     """
     record: list[Ended] = []
     token = _record.set(record)
@@ -105,16 +105,16 @@ def forget_ended() -> None:
 
 
 def refuse_inside_rank() -> None:
-    """A sweep starts its own ranks. Raises: ConfigError inside a rank of torchrun or srun."""
+    """Raises: ConfigError inside a rank of torchrun or srun, since a sweep starts its own ranks."""
     if rank_environment(os.environ):
         command = " ".join([training_command(), *sys.argv[1:]])
         raise ConfigError(f"a sweep starts its own ranks; run it outside torchrun and srun: {command}")
 
 
 def make_sweep_folder(folder: str) -> None:
-    """Before Hydra's sweeper does, whose own notes there end in a traceback where they cannot be written.
+    """Make the folder before Hydra's sweeper writes there, which ends in a traceback if it cannot.
 
-    Raises: ConfigError where it cannot be made, or has no room for what a sweep keeps there at its start.
+    Raises: ConfigError if it cannot be made, or has no room for what a sweep writes at its start.
     """
     with writable(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -125,16 +125,16 @@ def make_sweep_folder(folder: str) -> None:
 
 
 def study_name(cfg: Config, choices: Mapping[str, Any]) -> str:
-    """The folder of a run's study: `study`, else the experiment's name, else default."""
+    """The name of a run's study: `study`, else the experiment's name, else default."""
     return cfg.study or choices.get("experiment") or "default"
 
 
 def plan_jobs(
     master_config: DictConfig, config_loader: ConfigLoader, sweep_overrides: Sequence[Sequence[str]]
 ) -> list[Job]:
-    """The jobs that a sweeper asks for, each run once. Writes nothing; all that is wrong is found here.
+    """The jobs that a sweeper asks for, each run once, after all checks. Writes nothing.
 
-    Raises: ConfigError with a line for each mistake, which names the jobs that make it.
+    Raises: ConfigError with one line per mistake, which names the jobs that have it.
     """
     from normlab import data
     from normlab.preflight import plan
@@ -192,10 +192,10 @@ def _some(names: list[str]) -> str:
 
 
 def sweep_value(run: Run) -> float:
-    """`sweep_metric` of a run, for the sweeper; the worst value where it did not finish.
+    """`sweep_metric` of a run, for the sweeper; the worst value if it did not finish.
 
-    The worst loss is infinite; the worst of everything else (accuracies, IoUs) is 0, also of a class that is
-    neither in the masks nor predicted.
+    The worst loss is infinite. The worst value of any other metric (accuracies, IoUs) is 0, also for a class that
+    is neither in the masks nor predicted.
     """
     metric = run.config.returned_metric
     result = run.result()
@@ -206,9 +206,9 @@ def sweep_value(run: Run) -> float:
 
 
 def job_returns(jobs: Sequence[Job]) -> list[JobReturn]:
-    """What a launcher gives back to its sweeper: a value for each job that it asked for, in its order.
+    """What a launcher returns to its sweeper: a value for each job that it asked for, in order.
 
-    A failed job too returns one: Hydra would raise at a FAILED JobReturn, and stop the sweep.
+    Even a failed job returns one, since a FAILED JobReturn would make Hydra raise and stop the sweep.
     """
     returns = {}
     for job in jobs:
@@ -219,7 +219,7 @@ def job_returns(jobs: Sequence[Job]) -> list[JobReturn]:
 
 
 def to_train(jobs: Sequence[Job], *, retry_failed: bool) -> tuple[list[Job], list[Ended]]:
-    """Those that are left to do, and those that are skipped; `rerun` skips none."""
+    """The jobs to train, and those that are skipped; with `rerun`, none is skipped."""
     left: list[Job] = []
     skipped: list[Ended] = []
     for job in jobs:
@@ -240,30 +240,30 @@ def to_train(jobs: Sequence[Job], *, retry_failed: bool) -> tuple[list[Job], lis
 
 
 def ended_well(job: Job, result: Mapping[str, Any] | None) -> Ended | None:
-    """A job whose run has finished or diverged, by its `result`."""
+    """How the job ended, if its run has finished or diverged according to `result`; else None."""
     if result is None or result["status"] == "failed":
         return None
     return Ended(job, result["status"], main_metric(job, result))
 
 
 def interrupted(job: Job, *words: str) -> Ended:
-    """A job that stopped on the way, and `words` about it."""
+    """A job that stopped before its end, with `words` about it."""
     return Ended(job, "stopped", "; ".join([*words, f"{job.run.command_again} goes on from its checkpoint"]))
 
 
 def main_metric(job: Job, result: Mapping[str, Any]) -> str:
-    """What a sweep says of an ended run: "val/accuracy 0.5000"; nothing where it diverged."""
+    """The metric of an ended run, as a sweep shows it: "val/accuracy 0.5000"; empty if it diverged."""
     metric = job.run.config.returned_metric
     value = result["metrics"].get(metric)
     return "" if value is None else f"{metric} {value:.4f}"
 
 
 def announce(run: Run, launch: Mapping[str, Any]) -> None:
-    """Say in launch.json which process is to train the run; `launch.status` and result.json show it.
+    """Write to launch.json which process will train the run; `launch.status` and result.json show it.
 
     {"launcher": "local", "host": ..., "pid": ...} or {"launcher": "slurm", "job_id": "12_3", ...}, with
-    "total_samples" (for the time that is left) and whatever else the launcher wants to keep.
-    Raises: ConfigError where the directory cannot be written.
+    "total_samples" (for the remaining time) and whatever else the launcher keeps.
+    Raises: ConfigError if the directory cannot be written.
     """
     with writable(run.config.output_dir):
         run.directory.mkdir(parents=True, exist_ok=True)

@@ -38,16 +38,16 @@ FOLLOW_WITHIN_S = 30
 
 
 def preload() -> None:
-    """Begin importing torch in the fork server that the ranks will be forked from.
+    """Start the fork server, which imports torch and from which the ranks will be forked.
 
-    Called early, it runs beside this process's own import: each rank then starts without one.
-    Raises: ConfigError where its socket cannot be made.
+    If it is called early, it imports beside this process, and the ranks start without an import of their own.
+    Raises: ConfigError if its socket cannot be made.
     """
     spin_briefly()
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     multiprocessing.set_forkserver_preload(["launch.fork_server"])
-    # The server of Python 3.11 looks in its working folder alone, and passes over what it does not find there.
+    # The server of Python 3.11 looks only in its working folder, and ignores what it does not find there.
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = ROOT + (os.pathsep + path if path else "")
     try:
@@ -70,22 +70,22 @@ def _start_fork_server() -> None:
         tempfile.tempdir = "/tmp"
     try:
         with stop_signals_blocked():
-            multiprocessing.resource_tracker.ensure_running()  # it lets in, here, what it ignores itself
-        with stop_signals_blocked():  # until there is the server, which removes the socket's folder
+            multiprocessing.resource_tracker.ensure_running()  # which unblocks SIGINT and SIGTERM in this process
+        with stop_signals_blocked():  # until the server runs, which removes the socket's folder
             multiprocessing.forkserver.ensure_running()
     finally:
         tempfile.tempdir = former
-    # From Python 3.14 on the server asks for a key. Its children are not told that, but their parent's own.
+    # From Python 3.14 on, the server asks for a key. Children do not learn it, but they learn their parent's.
     if key := getattr(multiprocessing.forkserver._forkserver, "_forkserver_authkey", None):
         multiprocessing.current_process().authkey = key
 
 
 def run_job(cfg: Config, study: str, run: Run, surroundings: Surroundings) -> None:
-    """A job of a sweep, in a process of its own forked from the fork server. Its exit code tells how it ended.
+    """A job of a sweep, in a process forked from the fork server. Its exit code tells how it ended.
 
-    One rank is trained right here; more are started from here.
+    A single rank is trained in this process; several are started from it.
     """
-    os.setsid()  # Ctrl-C on the terminal is the sweep's to pass on, once
+    os.setsid()  # the sweep passes Ctrl-C on, so the terminal must not
     end_with_parent()
     try:
         surroundings.enter()
@@ -101,10 +101,10 @@ def run_job(cfg: Config, study: str, run: Run, surroundings: Surroundings) -> No
 
 
 def _reuse_fork_server() -> None:
-    """Fork this job's ranks from the server that it was forked from itself, torch imported.
+    """Fork this job's ranks from the server that it was itself forked from, which has torch imported.
 
-    Python documents that a child reuses its parent's server, yet 3.11 to 3.14 start another, without preload,
-    since only the server's address reaches the child, not its process id, nor its key (see `_start_fork_server`).
+    Python documents that a child reuses its parent's server. But 3.11 to 3.14 start another one, without preload,
+    since a child learns only the server's address, not its process id, nor its key (see `_start_fork_server`).
     """
     server: Any = multiprocessing.forkserver._forkserver
     if server._forkserver_address is not None:
@@ -116,16 +116,16 @@ def _reuse_fork_server() -> None:
 def start_ranks(cfg: Config, study: str, run: Run, surroundings: Surroundings | None = None) -> int:
     """Train `run` on world_size ranks of this machine. Returns the exit code of the job.
 
-    A stop signal is passed on to the ranks, which save and leave; so does this process, with 128 + the signal. A
-    second one ends all at once, so that ranks that hang in a collective can be ended. A rank that dies takes the
-    others with it, and its error is shown with its rank.
+    A stop signal is passed on to the ranks, which save and leave; then this process leaves with 128 + the signal.
+    A second signal ends everything at once, even ranks that hang in a collective. If a rank dies, the others are
+    ended, and its error is shown with its number.
     """
     from torch.distributed import TCPStore
 
     from launch.rank import run_started_rank
 
     assert cfg.world_size is not None
-    # Here, and not in rank 0: its port is known before any rank starts, and no rank outlives it.
+    # In this process, not in rank 0: so its port is known before any rank starts, and no rank outlives it.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("forkserver")
     ranks = [
@@ -161,7 +161,7 @@ def start_ranks(cfg: Config, study: str, run: Run, surroundings: Surroundings | 
         _record(run, cause)
         return 1
     if code == 1:
-        print(f"error: rank {failed} failed; its error stands above", file=sys.stderr)
+        print(f"error: rank {failed} failed; see its error above", file=sys.stderr)
     return code
 
 
@@ -171,7 +171,7 @@ class _Stopped(Exception):
 
 
 def _rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
-    """What torchrun tells a rank, so that it joins in the same way."""
+    """The variables that torchrun would set for a rank, so that it joins in the same way."""
     return {
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),
@@ -179,12 +179,12 @@ def _rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is its parent's, for rank 0 too
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # even rank 0 uses its parent's store
     }
 
 
 def _first_to_fail(ranks: Sequence[BaseProcess]) -> int | None:
-    """Wait until all ranks have left or one has failed. Returns its number; of several, one that was killed."""
+    """Wait until all ranks have left or one has failed. Returns its number; of several, that of a killed one."""
     running = dict(enumerate(ranks))
     while running:
         multiprocessing.connection.wait([process.sentinel for process in running.values()])
@@ -196,7 +196,7 @@ def _first_to_fail(ranks: Sequence[BaseProcess]) -> int | None:
 
 
 def _end(ranks: Sequence[BaseProcess], number: signal.Signals, within_s: float) -> None:
-    """Send the signal to the ranks that are left, and SIGKILL to those that have not gone after `within_s`."""
+    """Send the signal to the remaining ranks, and SIGKILL to those that are still there after `within_s`."""
     started = [process for process in ranks if process.pid is not None]
     for process in started:
         assert process.pid is not None
@@ -212,7 +212,7 @@ def _end(ranks: Sequence[BaseProcess], number: signal.Signals, within_s: float) 
 
 
 def _record(run: Run, cause: str) -> None:
-    """Write result.json for a rank that could not, where no other process trains the run by now."""
+    """Write result.json for a rank that could not, unless another process is training the run by now."""
     with suppress(ConfigError), run.lock() as free:
         if free:
             run.fail(cause, "", overrule=True)

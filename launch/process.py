@@ -17,18 +17,18 @@ from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 REPEATED_WITHIN_S = 1.0
-"""One order may come twice: `timeout` signals a process and then its group, a terminal every process at once."""
+"""A repeated signal within this time is the same order: `timeout` signals a process and then its whole group."""
 USER_ERROR = 2
 RUN_IS_BUSY = 3
-"""A rank's exit code where another process trains the same run: an error of a single run, not of a sweep."""
+"""A rank's exit code if another process trains the same run: an error for a single run, but not for a sweep."""
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a process forked from the fork server must be told, since it inherits the server's own."""
+    """What a process that is forked from the fork server has to set, since it inherits the server's."""
 
     log: Path | None = None
-    """Where its output goes. None: where the server's goes."""
+    """The file for its output. None: the server's output."""
 
     cuda_visible_devices: str | None = None
     """The GPUs it may see. None: all."""
@@ -46,7 +46,7 @@ class Surroundings:
 
 
 class _Output(io.FileIO):
-    """Takes everything, and drops it from the moment that it can no longer be written."""
+    """Takes all output, and discards it once it can no longer be written."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -65,14 +65,14 @@ def _writes_to(stream: io.TextIOBase, descriptor: int) -> bool:
 
 
 def outlive_output() -> None:
-    """Let stdout and stderr of this process fail: a closed pipe or terminal, or a full disk, ends no run.
+    """Go on if stdout or stderr fails: a closed pipe or terminal, or a full disk, must not end a run.
 
-    What counts of a run is in its directory.
+    All that matters of a run is in its directory.
     """
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOBase) and not _writes_to(stream, descriptor):
-            continue  # somebody put their own in its place
+            continue  # somebody has replaced it
         if stream is None:  # closed from the start; the next file to be opened would take its place
             nowhere = os.open(os.devnull, os.O_WRONLY)
             if nowhere != descriptor:
@@ -94,23 +94,23 @@ def outlive_output() -> None:
 
 
 def begin_command() -> None:
-    """Call first of all, before imports that take seconds: Ctrl-C then ends them without a traceback."""
+    """To be called first, before imports that take seconds, so that Ctrl-C ends them without a traceback."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     outlive_output()
 
 
 def stop_signals() -> list[signal.Signals]:
-    """STOP_SIGNALS, without a SIGHUP that is to be ignored: nohup says so."""
+    """STOP_SIGNALS, without SIGHUP if it is ignored, as nohup does."""
     hangup_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [s for s in STOP_SIGNALS if not (s is signal.SIGHUP and hangup_ignored)]
 
 
 @contextmanager
 def stop_signals_blocked() -> Iterator[None]:
-    """No stop signal reaches this thread inside the block, nor ever a process that is started inside it.
+    """Block stop signals in this thread during the block, and for good in processes that are started in it.
 
-    For a fork server, which must outlive its ranks: a terminal's Ctrl-C and `timeout` signal a whole group.
+    It is for the fork server, which must outlive its ranks: Ctrl-C and `timeout` signal a whole process group.
     """
     former = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
@@ -121,7 +121,7 @@ def stop_signals_blocked() -> Iterator[None]:
 
 @contextmanager
 def stop_signals_raise(error: Callable[[signal.Signals], Exception]) -> Iterator[None]:
-    """Inside the block the first stop signal raises `error` of it. A second one is handled as before the block."""
+    """In the block, the first stop signal raises `error(signal)`. A second one is handled as before the block."""
     began = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -142,14 +142,14 @@ def stop_signals_raise(error: Callable[[signal.Signals], Exception]) -> Iterator
 
 
 class StopSignal:
-    """Inside the block the first SIGTERM, SIGINT, SIGUSR2 or SIGHUP is remembered instead of ending the process.
+    """In the block, the first SIGTERM, SIGINT, SIGUSR2 or SIGHUP is remembered and does not end the process.
 
-    Called, it gives that signal's number, or 0. A rank asks once a step, so that a step is never cut.
-    Inside another such block, what that one remembers already counts.
+    Calling it returns that signal's number, or 0. A rank asks once per step, so that no step is cut short.
+    A signal that an enclosing block remembers counts as well.
     """
 
     def __init__(self, *, second_ends: bool = False) -> None:
-        """With `second_ends` a second signal does what it does outside the block; no hanging job is waited for."""
+        """With `second_ends`, a second signal does what it does outside the block, even if a job hangs."""
         self._second_ends, self._began = second_ends, 0.0
 
     def __enter__(self) -> "StopSignal":

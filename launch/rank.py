@@ -24,7 +24,7 @@ from normlab.trainer import Outcome, Trainer
 def run_started_rank(
     environment: dict[str, str], cfg: Config, study: str, run: Run, surroundings: Surroundings
 ) -> None:
-    """A rank that `launch.local` started: ends with its launcher, and tells it how by its exit code."""
+    """A rank that `launch.local` started. It ends with its launcher, and its exit code tells how it ended."""
     end_with_parent()
     os.environ.update(environment)
     with StopSignal():  # until here the fork server's mask holds them back
@@ -35,9 +35,9 @@ def run_started_rank(
 def run_rank(cfg: Config, study: str, run: Run | None = None) -> int:
     """Prepare, join the ranks, train the run, leave. Returns the exit code: 0, 2, 3, or 128 + the stop signal.
 
-    `run` was named by the process that started the ranks; where nobody did, rank 0 names it and tells the
-    others. Every rank reads its data before it joins: one decodes what is not in the cache yet, those that share
-    the cache wait for its lock. Rank 0 holds the run's lock for as long as it is trained.
+    `run` was named by the process that started the ranks; without one, rank 0 names it and tells the others. Every
+    rank reads its data before it joins: one decodes what is not cached yet, the others wait for its lock. Rank 0
+    holds the run's lock while it is trained.
     Collective: every rank must call.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -76,14 +76,14 @@ def run_rank(cfg: Config, study: str, run: Run | None = None) -> int:
 
 
 def prepare(cfg: Config, study: str, world_size: int) -> Run:
-    """In one process: find what is wrong, and name the run. Raises: ConfigError."""
+    """Check and name the run, in one process. Raises: ConfigError."""
     dataset = load(cfg)
     show_notes(dataset)
     return plan(cfg, dataset, world_size=world_size, study=study)
 
 
 def show_notes(dataset: Dataset) -> None:
-    """What a person should see of the data, said once by whoever names the run."""
+    """Print the notes of the data, once, in the process that names the run."""
     for note in dataset.notes:
         print(note, file=sys.stderr)
 
@@ -94,7 +94,7 @@ def load(cfg: Config) -> Dataset:
 
 
 def claim(run: Run, held: ExitStack) -> tuple[Run, str]:
-    """Take the run's lock until `held` is left. "train" where there is something to do, "ended" or "busy"."""
+    """Take the run's lock until `held` is closed. The word is "train"; or "ended" or "busy", without the lock."""
     if ended(run):
         return run, "ended"
     if not held.enter_context(run.lock()):
@@ -112,7 +112,7 @@ def claim(run: Run, held: ExitStack) -> tuple[Run, str]:
 
 
 def _lock(run: Run, held: ExitStack) -> bool:
-    """Take the lock of a run that nothing has come of yet, to say so in its result; False where that cannot be."""
+    """Take the lock of a run that failed early, to write its result. Returns whether that was possible."""
     with suppress(ConfigError):
         if held.enter_context(run.lock()):
             run.forget_failure()
@@ -121,7 +121,7 @@ def _lock(run: Run, held: ExitStack) -> bool:
 
 
 def ended(run: Run) -> bool:
-    """Whether the run has ended before and is not to start over; says so, and shows what came of it."""
+    """Whether the run has ended before and is not to start over; if so, print that and its result."""
     if not run.ended():
         return False
     where = trained_on(run.result() or {}, run.config.device.value)
@@ -131,7 +131,7 @@ def ended(run: Run) -> bool:
 
 
 def describe(run: Run, train_samples: int) -> str:
-    """What is about to be trained, in two lines."""
+    """What will be trained, in two lines."""
     cfg = run.config
     assert cfg.world_size is not None
     _, total_steps = run.steps(train_samples)
@@ -165,7 +165,7 @@ def _train(run: Run, hash_here: str, dataset: Dataset, ranks: distributed.Ranks,
         outcome = trainer.train(logger, stop_signal)
     except BaseException:
         for watcher in watchers:
-            with suppress(Exception):  # one that was not started, or cannot be written; it hides no first error
+            with suppress(Exception):  # an error of closing must not hide the first one
                 watcher.close()
         raise
     if ranks.rank == 0:
@@ -186,7 +186,7 @@ def _end(run: Run, outcome: Outcome, logger: LoggerList) -> None:
 
 
 def report(run: Run) -> None:
-    """The result, the run's directory, and what to type to see its curves."""
+    """Print the result, the run's directory, and the command that shows its curves."""
     result = run.result()
     assert result is not None
     shown = {name: value for name, value in result["metrics"].items() if "/iou" not in name}  # of each class

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: a live table on a terminal, plain lines elsewhere, a summary at the end."""
+"""The display of a sweep: a live table on a terminal, plain lines elsewhere, a summary at the end."""
 
 import math
 import shlex
@@ -23,10 +23,10 @@ ORDER = ("finished", "skipped", "queued", "diverged", "stopped", "failed")
 
 
 class SweepView:
-    """Every job of a sweep while it goes on: state, samples, accuracy or mIoU, time left.
+    """Every job of a sweep: state, samples, accuracy or mIoU, time left.
 
-    A launcher says what begins and ends, and calls `update` a few times a second; the rest is read from the runs'
-    directories. Where the terminal is too low for all jobs, those that are running come first.
+    A launcher tells what begins and ends, and calls `update` a few times per second; the rest is read from the
+    runs' directories. If the terminal has too few lines for all jobs, running ones come first.
     """
 
     def __init__(self, jobs: Sequence[Job], console: Console | None = None) -> None:
@@ -110,7 +110,7 @@ class SweepView:
 
 
 def print_summary(record: Sequence[Ended]) -> None:
-    """How a sweep ended: one line per job, failures last, each with the name of its log."""
+    """Print how a sweep ended: one line per job, with failures last, each with the path of its log."""
     console = plain_console(soft_wrap=True)
     width = max(len(ended.job.name) for ended in record)
     for ended in sorted(record, key=lambda ended: ORDER.index(ended.state)):
