@@ -260,13 +260,12 @@ class Record:
 
     def show(self) -> None:
         """The end of a race: its table, figure and verdict."""
-        from normlab.report.figures import save
-        from normlab.report.race import draw
+        from normlab.report.figures import of_race, save
 
         if self._data["standings"]:
             print_table(plain_console(), *table(self._data))
             with writable(self._question.config.output_dir):
-                save(draw(self._data), self._path.parent)
+                save(of_race(self._data), self._path.parent)
             print()
         print(self._data["verdict"])
         print(f"see: {self._path}, {self._path.with_suffix('.png')}")

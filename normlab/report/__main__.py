@@ -13,9 +13,10 @@ from pathlib import Path
 from normlab.atomic import atomic_write
 from normlab.config import ConfigError
 from normlab.console import plain_console, print_table
-from normlab.markdown import escape
+from normlab.markdown import escape, markdown_table
 from normlab.report.findings import Finding, findings
 from normlab.report.folders import check_own, mark
+from normlab.report.race import table, verdict
 from normlab.report.reading import read
 from normlab.report.study import Study, study_axes
 from normlab.report.tables import Grid, as_list, as_markdown, cells_table, grids, runs_table
@@ -121,6 +122,9 @@ def report(args: argparse.Namespace) -> None:
         if "images_per_second" in study.metrics and metric != "images_per_second":
             shown += grids(study, "images_per_second", x, None)
         _print(shown, found)
+        if study.race is not None:
+            print_table(plain_console(), *table(study.race))
+            print(f"\n{verdict(study.race)}")
     if not args.text:
         _write(study, metric, baseline, found, args, say)
 
@@ -188,6 +192,10 @@ def write_tables(study: Study, metric: str, baseline: str | None, found: list[Fi
     with atomic_write(out / "runs.csv") as file:
         runs_table(study).to_csv(file, index=False)
     parts = [f"# {escape(study.title)}\n", *(as_list(one.text, one.names) for one in found)]
+    if study.race is not None:
+        columns, rows = table(study.race)
+        parts.append(markdown_table(columns, [[escape(cell) for cell in row] for row in rows]))
+        parts.append(f"{escape(verdict(study.race))}\n")
     for x in study_axes(study):
         parts += [as_markdown(grid) for grid in grids(study, metric, x, baseline)]
         if "images_per_second" in study.measured and metric != "images_per_second":

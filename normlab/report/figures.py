@@ -27,6 +27,8 @@ from normlab.report.panels import (
     make_panels,
     scale_of,
 )
+from normlab.report.race import Record
+from normlab.report.race_figure import draw_race
 from normlab.report.study import Study, study_axes
 from normlab.report.style import style_of
 from normlab.report.tables import series_against
@@ -60,6 +62,8 @@ def draw(study: Study, metric: str, *, paper: bool = True) -> Iterator[Drawn]:
 
     `paper`: the figure of accuracies against the batch size gets a panel with those of the GN paper.
     """
+    if study.race is not None:
+        yield of_race(study.race)
     for axis in study_axes(study):
         yield _drawn(against, study, metric, axis, paper)
     for tag in dict.fromkeys([metric, "train/loss"]):
@@ -67,6 +71,11 @@ def draw(study: Study, metric: str, *, paper: bool = True) -> Iterator[Drawn]:
             yield _drawn(learning_curves, study, tag)
     if "images_per_second" in study.metrics:
         yield _drawn(against_speed, study, metric)
+
+
+def of_race(race: Record) -> Drawn:
+    with matplotlib.rc_context(LOOK):
+        return Drawn("race", *draw_race(race))
 
 
 def _drawn(make: Callable[..., Drawn], *args: Any) -> Drawn:

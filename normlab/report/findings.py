@@ -34,7 +34,9 @@ def findings(study: Study, metric: str, baseline: str | None = None) -> list[Fin
         if len(chosen):
             named = [f"{run}: {detail}".removesuffix(": ") for run, detail in chosen[["run", "detail"]].values]
             made.append(Finding(f"{len(chosen)} {state}", tuple(named)))
-    if study.missing:
+    if study.race_problem:
+        made.append(Finding(study.race_problem))
+    if study.missing and study.race is None:  # a race trains as little of the grid as it can
         made.append(Finding(f"{len(study.missing)} missing from the grid", tuple(study.missing)))
     if study.duplicates:
         text = "runs of one cell and seed, which differ in something that is not in config.yaml, such as the data"

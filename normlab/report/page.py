@@ -3,6 +3,7 @@
 page.html, page.css and page.js are beside this file; here they are joined with Plotly and the study's data.
 """
 
+import base64
 import html
 import json
 import math
@@ -19,6 +20,7 @@ from normlab.report.contrasts import contrasts
 from normlab.report.curves import curve_of
 from normlab.report.findings import Finding
 from normlab.report.panels import possible_range
+from normlab.report.race import Record, table, verdict
 from normlab.report.statistics import Difference, Estimate
 from normlab.report.study import Study, study_axes
 from normlab.report.style import style_of
@@ -38,6 +40,7 @@ def write_page(study: Study, metric: str, baseline: str | None, found: list[Find
     data = page_data(study, metric, baseline, found, out)
     parts = {
         "title": html.escape(study.title),
+        "race": _race_section(study.race, out / "figures" / "race.svg") if study.race is not None else "",
         "css": (HERE / "page.css").read_text(),
         "plotly": get_plotlyjs(),
         "data": _inline_json(data),
@@ -48,6 +51,23 @@ def write_page(study: Study, metric: str, baseline: str | None, found: list[Find
     with atomic_write(out / "index.html") as file:
         file.write(page)
     return f"{len(page.encode()) / 1e6:.1f} MB" + (f", {data['thinned']}" if data["thinned"] else "")
+
+
+def _race_section(race: Record, figure: Path) -> str:
+    """The verdict, table, figure and decisions of a race. `figure` was drawn before."""
+
+    def row(cells: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    columns, rows = table(race)
+    picture = base64.b64encode(figure.read_bytes()).decode()
+    decisions = "".join(f"<li>{html.escape(line)}</li>" for line in race["decisions"])
+    return (
+        f'<section id="race">\n<h2>Race</h2>\n<p>{html.escape(verdict(race))}</p>\n'
+        f"<table>{row(columns, 'th')}{''.join(row(cells, 'td') for cells in rows)}</table>\n"
+        f'<img src="data:image/svg+xml;base64,{picture}" alt="rates, accuracies, differences">\n'
+        f"<details><summary>{len(race['decisions'])} decisions</summary><ol>{decisions}</ol></details>\n</section>"
+    )
 
 
 def page_data(study: Study, metric: str, baseline: str | None, found: list[Finding], out: Path) -> dict[str, Any]:

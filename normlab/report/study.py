@@ -15,6 +15,7 @@ from normlab.config import Config, ConfigError
 from normlab.config.schema import default_of
 from normlab.config.section import SCHEMAS, Section
 from normlab.report.cells import Axis, Cell, Value, plain_value, sort_key
+from normlab.report.race import read_race
 from normlab.report.reading import Records
 from normlab.report.style import norm_order
 from normlab.run import RESULTS_VERSION
@@ -36,6 +37,8 @@ class Study:
         if len(records) > 1:
             self.names = _names(records)
             records = _named_apart(records, self.names)
+        self.race, self.race_problem = read_race(self.root) if len(records) == 1 else (None, "")
+        """The race that its runs were trained for, if they were."""
         runs = pd.concat([one.runs for one in records], ignore_index=True)
         self.points = pd.concat([one.points for one in records], ignore_index=True)
         self.points["run"] = self.points["run"].astype("category")

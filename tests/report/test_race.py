@@ -1,9 +1,15 @@
 """What people read of a race."""
 
+import json
+import re
+
 import pytest
 
-from normlab.report.race import draw, listed, table, verdict
+from normlab.report.__main__ import main
+from normlab.report.figures import of_race
+from normlab.report.race import listed, table, verdict
 from normlab.report.statistics import estimate
+from tests.report.made import make_run
 
 
 def standing(norm, scores, best=None, out="", diverged=0, lr=0.1):
@@ -37,6 +43,7 @@ def made(*standings, **more):
         "looks": [4, 6],
         "error_rate": 0.05,
         "over": "",
+        "decisions": ["bn <is> tuned"],
         "untrained": {},
         "standings": list(standings),
         "runs": rates + seeds,
@@ -110,7 +117,7 @@ def test_the_table_has_a_row_for_each_norm():
 
 @pytest.mark.parametrize("standings", [(), (standing("bn", BN), CLOSE, BEHIND)])
 def test_the_figure_shows_rates_scores_and_differences(standings):
-    drawn = draw(made(*standings))
+    drawn = of_race(made(*standings))
     rates, scores, differences = drawn.figure.axes
     assert list(rates.lines[0].get_xdata()) == [0.05, 0.1]
     assert list(rates.lines[0].get_ydata()) == pytest.approx([35, 40])
@@ -124,9 +131,49 @@ def test_several_tuned_keys_are_places_on_the_axis():
     race = made(standing("bn", BN), CLOSE, BEHIND)
     for one in race["runs"]:
         one["setting"] = [*one["setting"], "optim.weight_decay=0"]
-    assert list(draw(race).figure.axes[0].lines[0].get_xdata()) == [0, 1]
+    assert list(of_race(race).figure.axes[0].lines[0].get_xdata()) == [0, 1]
 
 
 @pytest.mark.parametrize(("words", "text"), [(["a"], "a"), (["a", "b"], "a and b"), ([1, 2, 3], "1, 2 and 3")])
 def test_lists_are_written_out(words, text):
     assert listed(words) == text
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for seed, accuracy in enumerate(BN):
+        make_run(tmp_path / "race", accuracy, seed=seed)
+    make_run(tmp_path / "race", 0.5, norm="gn", seed=0)
+    return tmp_path / "race"
+
+
+def test_the_report_of_a_race_has_its_verdict_table_and_figure_and_misses_no_run(folder, capsys):
+    race = made(standing("bn", BN), CLOSE, BEHIND)
+    (folder / "race.json").write_text(json.dumps(race))
+    main([str(folder)])
+    out = capsys.readouterr().out
+    assert out.rstrip().endswith(verdict(race))
+    assert "missing from the grid" not in out
+    assert verdict(race) in (folder / "report/tables.md").read_text()
+    assert (folder / "report/figures/race.png").exists()
+    page = (folder / "report/index.html").read_text()
+    section = page[page.index('<section id="race">') :].partition("</section>")[0]
+    assert verdict(race) in section
+    assert len(re.findall("<tr>", section)) == 4
+    assert "<li>bn &lt;is&gt; tuned</li>" in section
+    assert 'src="data:image/svg+xml;base64,' in section
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"plan": {"norms": 3}}'])
+def test_a_damaged_record_of_a_race_is_named_and_hides_nothing(text, folder, capsys):
+    (folder / "race.json").write_text(text)
+    main([str(folder), "--text"])
+    out = capsys.readouterr().out
+    assert "race.json is" in out
+    assert "7 runs: 7 finished" in out
+
+
+def test_a_study_without_a_race_says_nothing_of_one(folder, capsys):
+    main([str(folder)])
+    assert "race.json" not in capsys.readouterr().out
+    assert "<h2>Race</h2>" not in (folder / "report/index.html").read_text()
