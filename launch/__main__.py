@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": ("normlab.evaluate", "evaluate a trained run again, under other settings"),
     "doctor": ("launch.doctor", "what this SLURM site offers, before the first sweep"),
     "bench": ("normlab.bench.__main__", "what each norm costs on this machine"),
+    "check": ("normlab.check.__main__", "whether a norm, yours or ours, keeps what training relies on"),
 }
 
 

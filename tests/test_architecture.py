@@ -24,6 +24,7 @@ LAYERS = [
     ["normlab.trainer", "normlab.preflight", "normlab.evaluate"],
     ["launch"],
     ["normlab.bench", "normlab.docs"],
+    ["normlab.check"],
     ["train"],
 ]
 WITHOUT_TORCH = [

@@ -1,0 +1,1 @@
+"""What has to hold of a norm, ours or the user's own, whatever its formula is."""
