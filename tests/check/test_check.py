@@ -10,7 +10,6 @@ from normlab.check.layers import Subject
 from normlab.check.properties import PROPERTIES, verdicts
 from normlab.config import ConfigError
 from normlab.norms import NORMS
-from tests.norms.configs import overrides_of
 
 SHAPE = (8, 16, 3, 3)
 WRONG = {
@@ -65,7 +64,7 @@ def test_a_mistake_is_found_by_the_property_that_it_breaks(name, ranks):
         *(
             pytest.param(words, marks=pytest.mark.full)
             for words in [
-                *([*overrides_of(norm)] for norm in NORMS if norm not in ("syncbn", "gn")),
+                *([f"norm={norm}"] for norm in NORMS if norm not in ("syncbn", "gn")),
                 ["norm=syncbn", "norm.sync_group_size=2"],
                 ["norm.target=tests.norms.own_norms:sync"],
             ]
