@@ -21,11 +21,22 @@ def assert_same_state(ours: dict, theirs: dict) -> None:
     assert torch.equal(ours["rank_state"], theirs["rank_state"])
 
 
-def test_a_sweep_ends_as_the_same_runs_trained_here(cluster, tmp_path):
+MY_NETS = """
+from torch import nn
+
+def build(num_classes, width):
+    layers = [nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(width, num_classes))
+"""
+
+
+def test_a_sweep_of_a_model_of_ones_own_ends_as_the_same_runs_trained_here(cluster, tmp_path):
     command = [*TINY, "epochs=1", "world_size=2", "seed=0,1", "norm=syncbn", "precision=fp64", "threads=1"]
+    command += ["model=custom", "model.target=my_nets:build", "model.args.width=4"]
     there, here = Sweep(tmp_path / "there", cluster), Sweep(tmp_path / "here")
     for sweep in (there, here):
         sweep.folder.mkdir()
+        (sweep.folder / "my_nets.py").write_text(MY_NETS)
         done = sweep.run(*command)
         assert done.returncode == 0, done.stdout + done.stderr
     found, expected = there.results(), here.results()
