@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normlab.norms.dtypes import upcast
-from normlab.norms.replace import with_parameters_of
+from normlab.norms.replace import settings_of, with_parameters_of
 
 
 def group_moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -98,16 +98,9 @@ class BatchStatisticsNorm(_BatchNorm):
 
         `args` are the constructor's, between num_features and eps.
         """
+        settings = settings_of(layer)
         kind: Any = cls  # whose subclasses have other arguments
-        new = kind(
-            layer.num_features,
-            *args,
-            eps=layer.eps,
-            momentum=layer.momentum,
-            affine=layer.affine,
-            track_running_stats=layer.track_running_stats,
-            device="meta",  # nothing to allocate: everything is taken over
-        )
+        new = kind(settings.pop("num_features"), *args, **settings)
         with_parameters_of(new, layer)
         new.num_batches_tracked = layer.num_batches_tracked
         new._set_rows(layer.running_mean, layer.running_var)

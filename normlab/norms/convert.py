@@ -21,6 +21,7 @@ from normlab.norms.replace import (
     fused_batch_norms,
     refuse_hooks,
     replace_layers,
+    settings_of,
     with_activation_of,
     with_parameters_of,
 )
@@ -111,14 +112,7 @@ def to_batch_norm(model: nn.Module, kind: type[_BatchNorm] = nn.BatchNorm2d) -> 
     replacements: dict[nn.Module, nn.Module] = {}
     for layer in layers.values():
         assert isinstance(layer, _BatchNorm)
-        new = kind(
-            layer.num_features,
-            layer.eps,
-            layer.momentum,
-            layer.affine,
-            layer.track_running_stats,
-            device="meta",  # nothing to allocate: everything is taken over
-        )
+        new = kind(**settings_of(layer))
         with_parameters_of(new, layer)
         for name in ("running_mean", "running_var"):
             rows = getattr(layer, name)

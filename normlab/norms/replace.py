@@ -74,6 +74,21 @@ def replace_layers(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]
     return replacements.get(model, model)
 
 
+def settings_of(layer: _BatchNorm) -> dict[str, Any]:
+    """The constructor's arguments for another BatchNorm with the settings of `layer`, which allocates nothing.
+
+    Its parameters and buffers are then those of `layer`: `with_parameters_of`.
+    """
+    return {
+        "num_features": layer.num_features,
+        "eps": layer.eps,
+        "momentum": layer.momentum,
+        "affine": layer.affine,
+        "track_running_stats": layer.track_running_stats,
+        "device": "meta",
+    }
+
+
 def with_parameters_of(new: nn.Module, old: _BatchNorm) -> nn.Module:
     """`new` with the Parameter objects of `old` (so dtype, device, requires_grad) and its training flag.
 

@@ -14,6 +14,7 @@ from normlab.norms.replace import (
     find_batch_norms,
     refuse_hooks,
     replace_layers,
+    settings_of,
     with_activation_of,
     with_parameters_of,
 )
@@ -228,15 +229,7 @@ class SyncBatchNorm(_BatchNorm):
     @classmethod
     def from_batch_norm(cls, layer: _BatchNorm, process_group: Any | None = None) -> "SyncBatchNorm":
         """A SyncBatchNorm with the Parameter objects, buffers, settings and training flag of `layer`."""
-        new = cls(
-            layer.num_features,
-            layer.eps,
-            layer.momentum,
-            layer.affine,
-            layer.track_running_stats,
-            process_group,
-            device="meta",  # nothing to allocate: everything is taken over
-        )
+        new = cls(**settings_of(layer), process_group=process_group)
         with_parameters_of(new, layer)
         new.running_mean, new.running_var = layer.running_mean, layer.running_var
         new.num_batches_tracked = layer.num_batches_tracked
