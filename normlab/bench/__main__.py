@@ -2,6 +2,7 @@
 
 python -m normlab.bench                                      every norm on one rank; SyncBN on 2 and 4 too
 python -m normlab.bench --norms syncbn gn --shapes 8x256x14x14 --dtypes fp32 bf16 --world-sizes 1 2
+python -m normlab.bench --norms gn my_norms:MyNorm           a norm of your own, of the current folder
 python -m normlab.bench --write docs                         docs/cost.md and docs/cost.json
 
 Each norm is measured as a single layer, made from BatchNorm2d as in training, in train mode. All norms take turns

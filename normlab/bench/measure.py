@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from normlab.config.norm import NormConfig
+from normlab.config.norm import CustomNormConfig, NormConfig
 from normlab.norms import NORMS, convert_norms
 from normlab.norms.exchange import over_backend
 
@@ -150,8 +150,8 @@ class LayerStep:
 
 
 def norm_config(name: str) -> NormConfig:
-    """A norm with the values that `norm=name` alone gives it."""
-    return NORMS[name](name=name)
+    """A norm with the values that `norm=name` alone gives it; of the user's own, module:name."""
+    return CustomNormConfig(target=name) if ":" in name else NORMS[name](name=name)
 
 
 def examine(rank: int, cases: Sequence[Case], device: str) -> list[Facts]:

@@ -32,8 +32,8 @@ def plan(
     Raises: ConfigError on an unknown norm, or an input that bn cannot take.
     """
     for name in norms or ():
-        if name not in NORMS:
-            raise ConfigError(f"--norms {name} is unknown; choose from {', '.join(NORMS)}.")
+        if name not in NORMS and ":" not in name:
+            raise ConfigError(f"--norms {name} is unknown; choose from {', '.join(NORMS)}, or give module:name.")
     cases: list[Case] = []
     refused: dict[str, str] = {}
     for shape, dtype, memory_format, world_size in product(shapes, dtypes, memory_formats, world_sizes):

@@ -35,7 +35,8 @@ python train.py norm=frozen_bn model.init_from=runs/default/bn-b32-w1-resnet8-sh
 
 `norm.eps` and `norm.momentum` are null by default: each layer keeps the model's own (mobilenet_v3: 1e-3 and
 0.01), so pretrained weights keep their function. A number sets all layers. `frn` has the eps of its paper,
-1e-6. [Every key](keys.md#norm) lists the options of each norm.
+1e-6. [Every key](keys.md#norm) lists the options of each norm. `norm=custom` is
+[a norm of your own](extending.md#your-own-norm).
 
 """
 _COLUMNS = [

@@ -10,6 +10,7 @@ import pytest
 
 from normlab.bench import page
 from normlab.bench.__main__ import main
+from normlab.bench.measure import norm_config
 from normlab.bench.norms import plan
 from normlab.config import ConfigError
 from normlab.norms import NORMS
@@ -92,6 +93,14 @@ def test_every_norm_of_the_registry_is_measured_and_on_several_ranks_those_that_
     alone = [case.norm for case in cases if case.world_size == 1]
     assert sorted(alone + [where.split()[0] for where in refused]) == sorted(NORMS)
     assert [case.norm for case in cases if case.world_size == 2] == ["bn", "syncbn"]
+
+
+def test_a_norm_of_ones_own_is_measured_too():
+    own = ["tests.norms.own_norms:Group", "tests.norms.own_norms:raises"]
+    cases, refused = plan(own, [(4, 16, 8, 8)], ["fp32"], ["contiguous"], [1])
+    assert [case.norm for case in cases] == ["bn", own[0]]
+    assert "NameError" in refused[f"{own[1]} on 4x16x8x8, 1 rank(s)"]
+    assert norm_config(own[0]).name == "tests.norms.own_norms.Group"
 
 
 def test_a_norm_that_cannot_take_an_input_is_left_out_with_the_reason():
