@@ -90,7 +90,7 @@ def run(norm: NormConfig, batch_shape: tuple[int, int, int, int]) -> int:
         for verdict in verdicts(Subject(norm, batch_shape, pool)):
             counts[verdict.holds] += 1
             print(f"{_WORDS[verdict.holds]:<14} {verdict.name:<16} {verdict.said}", flush=True)
-    print(", ".join(f"{count} {_WORDS[key].lower()}" for key, count in counts.items() if count))
+    print(", ".join(f"{_WORDS[key].lower()}: {count}" for key, count in counts.items() if count))
     return BROKEN if counts[False] else 0
 
 

@@ -102,10 +102,10 @@ def chunked(layer: nn.Module, chunk_size: int) -> nn.Module:
 
 
 def check_layers(norm: CustomNormConfig, shapes: Iterable[tuple[str, torch.Size]]) -> None:
-    """Whether the target's layers take inputs of these shapes, and give outputs of the same shape and dtype.
+    """Whether the target's layers take inputs of these shapes, keep shape and dtype, and need what they declare.
 
-    A forward of two samples for each shape, in training and in evaluation; a norm that needs other ranks is only
-    evaluated, since there are none.
+    Two forwards of two samples for each shape, in training and in evaluation; a norm that needs other ranks is
+    only evaluated, since there are none.
     Raises: ConfigError that names the layer and what it gave, or where it raised.
     """
     build = custom_norm(norm, 1)
@@ -114,14 +114,27 @@ def check_layers(norm: CustomNormConfig, shapes: Iterable[tuple[str, torch.Size]
         layer_of.setdefault((min(2, shape[0]), *shape[1:]), name)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for of_two, name in layer_of.items():
-            layer, x = build(nn.BatchNorm2d(of_two[1]), name), torch.zeros(of_two)
+            layer, x = build(nn.BatchNorm2d(of_two[1]), name), torch.randn(of_two)
             for training in (False,) if norm.needs_ranks else (True, False):
                 where = f"norm.target={norm.target}: {'training' if training else 'evaluation'}, layer {name}"
-                try:
-                    y = layer.train(training)(x)
-                except Exception as error:
-                    raise ConfigError(f"{where}: {said_in(error)}.") from error
-                if not isinstance(y, Tensor) or (y.shape, y.dtype) != (x.shape, x.dtype):
-                    raise ConfigError(
-                        f"{where}: for {named(x)} it gave {named(y)}; let it keep the shape and the dtype."
-                    )
+                y, with_another = (
+                    _forward(layer.train(training), of_batch, where)
+                    for of_batch in (x, torch.cat([x[:1], 3 * x[1:] + 1]))
+                )
+                if training and norm.needs_batch:
+                    continue
+                if (y[0] - with_another[0]).abs().max() > 1e-3 * y[0].abs().max():
+                    fix = "set needs_batch = True on the target" if training else "keep running statistics for it"
+                    raise ConfigError(f"{where}: a sample's output depends on the rest of its batch; {fix}.")
+
+
+def _forward(layer: nn.Module, x: Tensor, where: str) -> Tensor:
+    """The output of a layer, which is left as it was. Raises: ConfigError."""
+    torch.default_generator.manual_seed(0)
+    try:
+        y = copy.deepcopy(layer)(x)
+    except Exception as error:
+        raise ConfigError(f"{where}: {said_in(error)}.") from error
+    if not isinstance(y, Tensor) or (y.shape, y.dtype) != (x.shape, x.dtype):
+        raise ConfigError(f"{where}: for {named(x)} it gave {named(y)}; let it keep the shape and the dtype.")
+    return y

@@ -108,7 +108,7 @@ def test_the_command_says_a_line_for_each_property_and_its_exit_code(name, code,
     )
     assert len(lines) == len(PROPERTIES)
     assert [line.split()[:2] for line in lines if line.startswith("DOES")] == [["DOES", "NOT"]] * code
-    assert counts == ("11 holds, 1 does not hold" if code else "11 holds, 1 not claimed")
+    assert counts == ("holds: 11, does not hold: 1" if code else "holds: 11, not claimed: 1")
 
 
 @pytest.mark.parametrize(

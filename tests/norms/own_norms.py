@@ -82,4 +82,15 @@ class FailsInTraining(OtherShape):
         return x.no_such_method() if self.training else x
 
 
+class HidesTheBatch(nn.BatchNorm2d):
+    pass
+
+
+class EvaluatesTheBatch(nn.BatchNorm2d):
+    needs_batch = True
+
+    def __init__(self, num_features):
+        super().__init__(num_features, track_running_stats=False)
+
+
 constant = 3

@@ -89,6 +89,8 @@ def test_the_name_of_a_run_needs_no_import(monkeypatch):
         ),
         ("OtherDtype", r"it gave a tensor \(2, 4, 32, 32\) of float64; let it keep the shape and the dtype"),
         ("Nothing", r"it gave something of type NoneType; let it keep"),
+        ("HidesTheBatch", r"training, layer norm: a sample's output depends on .*; set needs_batch = True"),
+        ("EvaluatesTheBatch", r"evaluation, layer norm: a sample's output depends on .*; keep running statistics"),
         ("FailsInTraining", r"training, layer norm: AttributeError at tests/norms/own_norms\.py:\d+"),
     ],
 )
