@@ -57,6 +57,7 @@ def run_race(
         orders = [[*question.overrides(trial), "progress=false"] for trial in state.next]
         jobs = {state.next[place]: job for job in plan_jobs(config, loader, orders) for place in job.places}
         if not any(job.run.ended() for job in jobs.values()):
+            record.foresee(*next(iter(jobs.items())))
             if record.budget_ends(sum(job.total_samples for job in jobs.values())):
                 break
             began = time.monotonic()
@@ -98,7 +99,7 @@ class Question:
         self._check(cfg)
         self.study = study_name(cfg, {"experiment": "race"} | {k: v for k, v in choices.items() if v})
         own = {"study": self.study}
-        self.holds_out = cfg.data.val_fraction == 0
+        self.holds_out = not self._has_val(cfg)
         """Whether a part of the training data is held out that the command did not name."""
         if self.holds_out:
             own["data.val_fraction"] = str(VAL_FRACTION)
@@ -119,17 +120,25 @@ class Question:
         """What the error rate was planned for, as JSON has it."""
 
     def _check(self, cfg: Config) -> None:
-        if cfg.data.val_fraction == 0 and "data.val_fraction" in self._fixed:
-            raise ConfigError(
-                "data.val_fraction=0 leaves no images to choose rates by but those of the comparison; "
-                f"set it to {VAL_FRACTION}, or leave it out."
-            )
         if cfg.max_samples is not None:
             raise ConfigError(
                 f"max_samples={cfg.max_samples}: a race shortens runs by epochs; set epochs instead."
             )
         if cfg.rerun:
             raise ConfigError("rerun=true: a race goes by the results that are there; give a new study=<name>.")
+
+    def _has_val(self, cfg: Config) -> bool:
+        """Whether there are images beside those of the comparison, to choose rates by."""
+        from normlab import data
+
+        if cfg.data.val_fraction > 0 or data.load(cfg.data).test is not None:  # a val folder of their own
+            return True
+        if "data.val_fraction" in self._fixed:
+            raise ConfigError(
+                "data.val_fraction=0 leaves no images to choose rates by but those of the comparison; "
+                f"set it to {VAL_FRACTION}, or leave it out."
+            )
+        return False
 
     @property
     def folder(self) -> Path:
@@ -172,7 +181,7 @@ class Record:
         self._samples = 0
         self._runs: list[dict[str, Any]] = []
         self._said: set[str] = set()
-        self._over = ""
+        self._over, self._foreseen = "", False
         found, problem = read_object(self._path)
         if problem:
             raise ConfigError(f"{self._path.parent}: {problem}; remove it, or give another study=<name>.")
@@ -201,19 +210,30 @@ class Record:
             words.append(f"{max(0, samples - self._samples):,} samples")
         return f" [{' and '.join(words)} left]" if words else ""
 
+    def foresee(self, first: Trial, job: Job) -> None:
+        """Say once, as soon as the speed is known, that the budget does not reach the first comparison."""
+        if self._trained and not self._foreseen:
+            self._foreseen = True
+            least = self._question.race.least_epochs * job.total_samples // first.epochs
+            if words := self._too_little_for("rates and a first comparison", least - self._samples):
+                say(f"{words}; fewer epochs or norms would do")
+
     def budget_ends(self, needed: int) -> bool:
         """Whether runs of so many samples would take more than is left."""
-        minutes, samples = self._settings.budget_min, self._settings.budget_samples
-        needed_s = needed * self._used_s / self._trained if self._trained else 0.0
-        if minutes is not None and (self._used_s + needed_s > 60 * minutes or self._used_s >= 60 * minutes):
-            self._over = (
-                f"budget_min={minutes:g} is too short for the next runs, which need about {duration(needed_s)}"
-            )
-        elif samples is not None and self._samples + needed > samples:
-            self._over = f"budget_samples={samples} is too few for the next runs, which need {needed}"
+        self._over = self._too_little_for("the next runs", needed)
         if self._over:
             say(f"{self._over}; the same command with more goes on")
         return bool(self._over)
+
+    def _too_little_for(self, what: str, needed: int) -> str:
+        """In words, if training so many samples would take more than is left; else nothing."""
+        minutes, samples = self._settings.budget_min, self._settings.budget_samples
+        needed_s = needed * self._used_s / self._trained if self._trained else 0.0
+        if minutes is not None and self._used_s + needed_s > 60 * minutes:
+            return f"budget_min={minutes:g} is too short for {what}, which need about {duration(needed_s)} more"
+        if samples is not None and self._samples + needed > samples:
+            return f"budget_samples={samples} is too few for {what}, which need {needed} more"
+        return ""
 
     def spend(self, seconds: float, trained: Sequence[Job]) -> None:
         self._used_s += seconds
@@ -224,7 +244,8 @@ class Record:
         result = job.run.result()
         assert result is not None
         self._samples += job.total_samples
-        score = result["metrics"].get(self._question.metric(trial))
+        diverged = result["status"] == "diverged"
+        score = None if diverged else float(result["metrics"][self._question.metric(trial)])
         speed = result.get("images_per_second")
         self._runs.append(
             asdict(trial)

@@ -89,6 +89,18 @@ class Race:
         return (*range(min(4, self.max_seeds), self.max_seeds, 2), self.max_seeds)
 
     @property
+    def least_epochs(self) -> int:
+        """Of all runs up to the first comparison, where no grid grows."""
+        total = 0
+        for grid in self.grids.values():
+            places = len(grid.places)
+            for epochs in self.rungs:
+                total += places * epochs
+                places = math.ceil(places / 2)
+            total += self.looks[0] * self.epochs
+        return total
+
+    @property
     def level(self) -> float:
         """Of each interval, so that all of them hold together with 1 - error_rate."""
         return 1 - self.error_rate / (len(self.looks) * math.comb(len(self.grids), 2))

@@ -31,15 +31,18 @@ def verdict(race: Record) -> str:
     said = _comparison(race, norms) if race["standings"] else [f"{listed(norms)} have not been compared yet."]
     said += [f"{norm} {why}." for norm, why in race["untrained"].items()]
     said += [f"The race ended early: {race['over']}."] if race["over"] else []
-    pairs = len(norms) * (len(norms) - 1) // 2
     said.append(
-        f"Each norm trained with its own optimizer settings, chosen by val/{race['main_metric']} in runs of "
-        f"{listed(race['rungs'])} epochs with seed {race['seed']}, which no comparison uses. Differences are "
-        f"paired by seed. Their intervals (Student t, corrected for {pairs} pairs of norms and for looks after "
-        f"{listed(race['looks'])} seeds) all hold together with {100 * (1 - race['error_rate']):g} percent "
-        "probability, if differences are normal. All this is about one model, data set, batch size and length of "
-        f"training: {race['epochs']} epochs."
+        f"Each norm has optimizer settings of its own, chosen by val/{race['main_metric']} in runs of "
+        f"{listed(race['rungs'])} epochs with seed {race['seed']}, which no comparison uses."
     )
+    if race["standings"]:
+        pairs = len(norms) * (len(norms) - 1) // 2
+        said.append(
+            "Differences are paired by seed. Their intervals (Student t, corrected for "
+            f"{pairs} pairs of norms and for looks after {listed(race['looks'])} seeds) all hold together with "
+            f"{100 * (1 - race['error_rate']):g} percent probability, if differences are normal. All this is "
+            f"about one model, data set, batch size and length of training: {race['epochs']} epochs."
+        )
     return " ".join(said)
 
 

@@ -48,6 +48,7 @@ def test_a_race_trains_what_it_needs_and_ends_with_a_table_a_verdict_and_a_figur
     ]
     assert verdict.splitlines()[0] == race["verdict"]
     assert "python -m normlab.report runs/race" in verdict
+    assert len(verdict.splitlines()) == 3, "and no list of all runs, which would push it out of sight"
     assert {path.name for path in folder.glob("runs/race/race.*")} == {"race.json", "race.png", "race.svg"}
     said = [line.removeprefix("race: ") for line in err.splitlines() if line.startswith("race: ")]
     assert said[0].startswith("data.val_fraction=0.1")
@@ -148,3 +149,21 @@ def test_what_no_race_can_answer_is_one_line_and_exit_code_2(overrides, words, r
     assert errors[0].startswith("error: ")
     assert words in errors[0]
     assert list(tmp_path.glob("runs/*")) == []
+
+
+OWN_DATA = """
+import numpy as np
+def load():
+    pictures = [(np.full((32, 32, 3), 20 * i, np.uint8), i % 2) for i in range(12)]
+    return {"train": pictures, "val": pictures[:4], "test": pictures[4:8]}
+"""
+
+
+@pytest.mark.parametrize("given", [[], ["data.val_fraction=0"]])
+def test_a_val_folder_of_the_data_chooses_rates(given, run_train, own_module, tmp_path):
+    """Nothing more is held out; norm.num_groups=3 ends the command at the plan of the first runs."""
+    data = ["data=custom", f"data.target={own_module(OWN_DATA)}:load", f"data.cache_dir={tmp_path}/cache", *given]
+    code, err = run_train("-m", "hydra/sweeper=race", "norm=bn,gn", "norm.num_groups=3", "batch_size=2", *data)
+    assert code == 2
+    assert "norm.num_groups=3 does not divide" in err
+    assert "race: data.val_fraction" not in err

@@ -110,6 +110,12 @@ def test_norms_are_compared_at_planned_numbers_of_seeds(most, looks):
     assert Race({}, 1, max_seeds=most).looks == looks
 
 
+def test_the_least_epochs_are_those_up_to_the_first_comparison():
+    _, results = play(RACE, peak())
+    asked = [trial for trial in results if trial.seed <= RACE.seed + 4]
+    assert RACE.least_epochs == sum(trial.epochs for trial in asked) == 2 * (5 * 2 + 3 * 4 + 4 * 8)
+
+
 def test_norms_have_the_same_seeds_and_never_the_one_that_chose_rates():
     _, results = play(RACE, peak())
     seeds = {norm: [t.seed for t in results if t.norm == norm and t.epochs == 8] for norm in RACE.grids}

@@ -179,3 +179,12 @@ def test_torchrun_inside_srun_trains_over_two_nodes(cluster, tmp_path):
     cluster.wait_until_idle()  # sbatch --wait looks every 2, 4, 8, ... seconds
     result = Sweep(tmp_path, cluster).result()
     assert (result["status"], result["world_size"]) == ("finished", 2), (tmp_path / "log").read_text()
+
+
+@pytest.mark.full
+def test_a_race_gives_its_runs_to_the_cluster(cluster, tmp_path):
+    race = ["hydra/sweeper=race", "norm=bn,ln", "optim.lr=choice(0.1)", "hydra.sweeper.max_seeds=2"]
+    done = Sweep(tmp_path, cluster).run(*TINY, *race, "epochs=1", "batch_size=8", "diagnostics=false")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(tmp_path.glob("runs/race/*/result.json"))) == 2 + 4
+    assert "race: after 2 seeds " in done.stderr
