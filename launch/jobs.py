@@ -143,7 +143,10 @@ def plan_jobs(
     swept = swept_norms(master_config, config_loader)
     given = OverridesParser.create().parse_overrides(given_overrides(master_config))
     fixed = {
-        f"{one.get_key_element()}={one.get_value_element_as_str()}" for one in given if not one.is_sweep_override()
+        text
+        for one in given
+        if not one.is_sweep_override()
+        for text in (one.input_line, f"{one.get_key_element()}={one.get_value_element_as_str()}")
     }
     jobs: dict[str, Job] = {}
     datasets: dict[str, Dataset] = {}

@@ -42,6 +42,12 @@ def test_each_job_has_its_own_world_size_and_is_named_by_what_sets_it_apart(plan
     assert (one.total_samples, two.total_samples) == (960, 192)  # 10 x 3 x 32 and 3 x 1 x 64
 
 
+def test_a_value_that_is_not_the_commands_stands_in_the_name(plan):
+    """A sweeper may give a run other values than the command does, as a race gives it fewer epochs."""
+    (job,) = plan(["epochs=2", "seed=1"], command=["epochs=4", "norm=gn"])
+    assert job.name == "epochs=2 seed=1"
+
+
 def test_the_study_is_that_of_the_experiment_unless_given(plan):
     jobs = plan([], ["experiment=quickstart"], ["experiment=quickstart", "study=mine"])
     assert [job.study for job in jobs] == ["default", "quickstart", "mine"]
