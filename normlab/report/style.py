@@ -18,6 +18,8 @@ class Style:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888")
 """Okabe & Ito's, which most colour-blind readers can distinguish; without yellow, which is too faint on paper."""
+_COLOURS_OF_UNKNOWN = COLOURS[5:]
+"""Those that bn, syncbn, gn, ln and in do not have, since a user's own norm is compared with these."""
 _SYMBOLS = {
     "o": "circle",
     "s": "square",
@@ -45,6 +47,6 @@ def style_of(norm: str) -> Style:
         colour, marker = NORMS[norm].colour, NORMS[norm].marker
     else:
         ours = {(known.colour, known.marker) for known in NORMS.values()}
-        free = [look for look in product(COLOURS, _SYMBOLS) if look not in ours]
+        free = [look for look in product(_COLOURS_OF_UNKNOWN, _SYMBOLS) if look not in ours]
         colour, marker = free[int(hashlib.sha256(norm.encode()).hexdigest(), 16) % len(free)]
     return Style(colour, marker, _SYMBOLS[marker])
