@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from normlab.config import ConfigError
 from normlab.config.data import MaskFilesConfig
@@ -120,6 +121,13 @@ def _build(
     content = hashlib.blake2b(json.dumps(labels.classes).encode(), digest_size=16)
     moments = PixelMoments()
     places = {split: _places([_size(pair, size) for pair in pairs]) for split, pairs in splits.items()}
+    turned = [pair[0] for pairs in splits.values() for pair in pairs if _is_turned(pair[0])]
+    if turned:
+        print(
+            f"warning: {len(turned)} pictures of {name} are to be shown turned or mirrored (EXIF), such as "
+            f"{turned[0]}; pixels are used as they are stored, so see that the masks lie over those",
+            file=sys.stderr,
+        )
     area = sum(int((places_B3[:, 1] * places_B3[:, 2]).sum()) for places_B3 in places.values())
     announce(folder, f"{total} pictures and masks of {name}", 4 * area, tell)
     for split, pairs in splits.items():
@@ -165,6 +173,12 @@ def _size(pair: Pair, size: int | None) -> tuple[int, int]:
             f"{pair[0]} would be {width}x{height} pixels at data.image_size={size}; lower it, or cut the picture."
         )
     return width, height
+
+
+def _is_turned(path: str) -> bool:
+    """Whether the file asks to be shown rotated or mirrored, as a phone's do. A mask may be drawn either way."""
+    with opened(path) as image:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
 
 
 def _places(sizes: list[tuple[int, int]]) -> np.ndarray:

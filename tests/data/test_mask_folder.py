@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from normlab.config import ConfigError
 from normlab.config.data import MaskFolderConfig
@@ -186,6 +186,20 @@ def test_how_much_is_decoded_to_where_is_told(root, tmp_path):
     [place] = (tmp_path / "cache").glob("streets-*/*")
     pixels = sum(w * h for w, h in [*SIZES.values(), SIZES["a"], SIZES["b"], SIZES["c"]])
     assert told == [f"decoding 6 pictures and masks of streets into {place.parent} ({4e-6 * pixels:.3g} MB)"]
+
+
+def test_pictures_that_are_stored_turned_are_named_and_used_as_stored(root, read, capsys):
+    place = root / "train" / "images" / "deep" / "b.jpg"
+    with Image.open(place) as image:
+        exif = image.getexif()
+        exif[ExifTags.Base.Orientation] = 3
+        stored = np.asarray(image)
+        image.save(place, exif=exif, quality=100, subsampling=0)
+    data = read()
+    said = capsys.readouterr().err
+    assert said.startswith("warning: 1 pictures of streets are to be shown turned or mirrored (EXIF), ")
+    assert str(place) in said
+    assert np.abs(data.train.sample(2)[0].numpy().astype(int) - stored).max() <= 2
 
 
 def out_of_range(root):
