@@ -48,7 +48,7 @@ def own_module(tmp_path, monkeypatch, request):
     """Writes a user's module into the working folder; gives its name, another in each test."""
 
     def write(source: str) -> str:
-        name = f"own_{abs(hash(request.node.name))}"
+        name = f"own_{abs(hash(request.node.nodeid))}"
         (tmp_path / f"{name}.py").write_text(source)
         monkeypatch.chdir(tmp_path)
         monkeypatch.syspath_prepend(str(tmp_path))

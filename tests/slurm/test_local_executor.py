@@ -29,10 +29,11 @@ def test_a_job_trains_on_two_ranks_and_says_that_it_started_on_another_commit(tm
 
 def test_a_job_whose_data_have_changed_since_it_was_submitted_fails(tmp_path):
     run = directory_of([*TINY, f"output_dir={tmp_path}/runs", "epochs=1", "threads=1"], world_size=1)
-    renamed = replace(run, hash="00000000")
+    former = run.directory.with_name(run.directory.name.replace(run.hash, "00000000"))
+    run = replace(run, hash="00000000", directory=former)
     executor = submitit.LocalExecutor(tmp_path / "logs")
     executor.update_parameters(timeout_min=10)
-    job = executor.submit(SlurmTask(renamed, "test", current_code(), max_requeues=3))
+    job = executor.submit(SlurmTask(run, "test", current_code(), max_requeues=3))
     until(job.done, "the job", lambda: f"{job.stderr()}")
-    assert run.result()["status"] == "failed"
+    assert run.result()["status"] == "failed", job.stderr()
     assert "no longer those that run 00000000 was named for" in run.result()["error"]
