@@ -22,6 +22,7 @@ SLOW = {
 """Folders and files whose tests train, or start processes."""
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
     """Tests that share such a fixture run in one of pytest-xdist's workers; `ranks` is in one alone."""
     for item in items:
