@@ -19,6 +19,8 @@ BATCH_SIZES = (2, 4, 8, 16, 32)
 WITHIN = 0.02
 """bf16 is used if it changes val/accuracy by less than this."""
 
+PRECISION_LINE = "val/accuracy, bf16 - fp32: {0.mean:+.4f} ± {0.half_width:.4f}, n = {0.n}"
+
 CELLS = (("bn", False), ("syncbn", False), ("gn", False), ("gn", True), ("ln", False), ("in", False))
 """(norm, whether with weight standardization)."""
 
@@ -108,7 +110,7 @@ def preset(best: Rates, difference: Estimate) -> str:
 # @package _global_
 # Not a study: the rate of each norm and batch size, and the precision, which the studies have in common.
 # Made from experiments/rates by the rules of experiments/claims.md: python -m experiments.tuned_rates
-# val/accuracy, bf16 - fp32: {difference.mean:+.4f} ± {difference.half_width:.4f}, n = {difference.n}
+# {PRECISION_LINE.format(difference)}
 precision: {chosen_precision(difference)}
 optim:
   lr: >-
@@ -122,6 +124,7 @@ def main() -> int:
     assert runs is not None, "experiments/rates/results.csv is not there"
     try:
         difference = precision_difference(runs)
+        print(f"{PRECISION_LINE.format(difference)}: {chosen_precision(difference)}", file=sys.stderr)
         text = preset(best_rates(runs, chosen_precision(difference)), difference)
     except Missing as missing:
         print(f"experiments/rates lacks these runs:\n{missing}", file=sys.stderr)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from launch.jobs import Ended, Job, ended_well, interrupted
 from launch.process import StopSignal
+from normlab.config import ConfigError
 from normlab.run_files import read_launch
 from normlab.squeue import job_of, read_queue
 
@@ -66,7 +67,7 @@ def wait_for(
 
     Jobs that the site had no room for are submitted as others end. A stop signal ends the waiting, not the jobs:
     the same command waits for them again.
-    Raises: ConfigError, from `submit`.
+    Raises: ConfigError, from `submit`, if no other job is left to wait for.
     """
     from launch.table import SweepView
 
@@ -103,11 +104,20 @@ def wait_for(
                 fullest = max(fullest, len(queue))
                 if len(queue) < fullest or not waiting:
                     fullest = 0
-                    more = submit(unsent)
-                    waiting, unsent = waiting + more.queued, more.left
-                    for busy in more.busy:
-                        ended.append(busy)
-                        view.end(busy)
+                    try:
+                        more = submit(unsent)
+                    except ConfigError as error:  # squeue may be silent just now; the others are still watched
+                        if not waiting:
+                            raise
+                        fullest = math.inf  # so that the next look tries again
+                        if str(error) not in warned:
+                            warned.add(str(error))
+                            view.note(f"warning: {error}")
+                    else:
+                        waiting, unsent = waiting + more.queued, more.left
+                        for busy in more.busy:
+                            ended.append(busy)
+                            view.end(busy)
             view.update()
             _sleep(poll_s, stop_signal)
     if stop_signal():

@@ -4,6 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from tests.norms.own_norms import EvaluatesTheBatch, HidesTheBatch  # noqa: F401
+
 
 class Affine(nn.Module):
     def __init__(self, num_features):
@@ -40,17 +42,6 @@ class LeavesOutAParameter(Affine):
 class DeclaresNoParameter(Affine):
     def no_weight_decay(self):
         return {"gate"}
-
-
-class HidesTheBatch(nn.BatchNorm2d):
-    pass
-
-
-class EvaluatesTheBatch(nn.BatchNorm2d):
-    needs_batch = True
-
-    def __init__(self, num_features):
-        super().__init__(num_features, track_running_stats=False)
 
 
 class ChangesInEvaluation(Affine):

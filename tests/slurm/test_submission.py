@@ -189,7 +189,7 @@ def test_as_many_jobs_are_queued_as_the_site_takes_and_the_others_are_left(comma
     assert not any((each.run.directory / "launch.json").exists() for each in submission.left)
 
 
-def test_jobs_that_were_left_follow_as_others_end(commands, tmp_path):
+def test_jobs_that_were_left_follow_as_others_end_also_after_a_submission_that_failed(commands, tmp_path, capsys):
     commands(sbatch=sbatch_with_room(tmp_path, 2), squeue=f"cat {tmp_path}/queue", scontrol="exit 1")
     three = jobs(tmp_path, 1, seeds=3)
     (tmp_path / "queue").touch()
@@ -207,14 +207,17 @@ def test_jobs_that_were_left_follow_as_others_end(commands, tmp_path):
 
     def more(left):
         asked.append(list(left))
+        if len(asked) == 1:
+            end(submission.queued[0])
+            raise ConfigError("squeue does not answer")
         following = submit(left, SlurmConfig())
         for each in [*submission.queued[1:], *following.queued]:
             end(each)
         return following
 
-    end(submission.queued[0])
     ended = wait_for(submission, [], more, poll_s=0.01)
-    assert asked == [[last]]
+    assert asked == [[last], [last]]
+    assert capsys.readouterr().err.count("warning: squeue does not answer") == 1
     assert [each.job for each in ended].count(last) == 1
     assert [each.state for each in ended] == ["finished"] * 3
 
