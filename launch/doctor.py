@@ -31,10 +31,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from launch.cluster import this_cluster
 from launch.environment import rank_environment
 from launch.geometry import Geometry
 from launch.process import USER_ERROR
-from launch.slurm import max_array_size, outside_any_job
+from launch.slurm import outside_any_job
 from launch.slurm_config import SlurmConfig
 from launch.slurm_wait import GRACE_S, last_words
 from normlab.atomic import atomic_write
@@ -71,7 +72,7 @@ def on_this_machine(output_dir: Path) -> Iterator[Finding]:
     yield Finding(queue is not None, told)
     partitions = ", ".join(_answer("sinfo", "--noheader", "--format=%P up to %l, %D nodes").splitlines())
     yield Finding(None, f"partitions: {partitions or 'sinfo does not answer'}")
-    yield Finding(None, f"arrays of up to {max_array_size()} jobs")
+    yield Finding(None, f"arrays of up to {this_cluster().max_array_size} jobs")
     limits = "format=Account%20,QOS%20,MaxJobs,MaxSubmit,MaxWall"
     accounts = _answer(
         "sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={getpass.getuser()}", limits

@@ -2,12 +2,12 @@
 
 import os
 import re
-import subprocess
+import shutil
 import sys
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,19 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig
 
-from launch.commit import current_code
+from launch.cluster import Cluster, this_cluster
+from launch.commit import ROOT, current_code
 from launch.geometry import Geometry
 from launch.jobs import Ended, Job, announce, job_returns, plan_jobs, record_ended, to_train
 from launch.process import StopSignal
 from launch.slurm_config import OVERRULING, SlurmConfig
 from launch.slurm_task import task_of
 from launch.slurm_wait import Submission, Submitted, wait_for
+from launch.snapshot import remove_snapshots, take_snapshot
 from normlab.config import ConfigError
 from normlab.run import writable
 from normlab.run_files import read_launch
 from normlab.squeue import job_of, read_queue
-
-MAX_ARRAY = 1000
-"""Elements of one array, where the cluster does not tell its MaxArraySize."""
 
 _LIMIT = re.compile(r"\w*Max\w*Submit\w*|MaxJobCount|temporarily un\w+|Invalid job array")
 """What sbatch says of a site's limits, which leave room again once other jobs have ended."""
@@ -63,6 +62,11 @@ def sweep(
             ended += [Ended(each.job, "queued", f"SLURM job {each.job_id}") for each in submission.queued]
             unsent = f"not submitted ({submission.limit}); the same command submits it once others have ended"
             ended += [Ended(job, "stopped", unsent) for job in submission.left]
+    if config.snapshot and jobs:
+        output_dir = Path(jobs[0].run.config.output_dir).absolute()
+        with _alone(output_dir):
+            if (queue := read_queue()) is not None:
+                remove_snapshots(output_dir, queue, this_cluster().name)
     record_ended(ended)
     in_queue = {each.job.run.directory: each.job for each in submission.queued}
     return job_returns([in_queue.get(job.run.directory, job) for job in jobs])
@@ -85,13 +89,12 @@ def submit(jobs: Sequence[Job], config: SlurmConfig) -> Submission:
         return submission
     output_dir = Path(jobs[0].run.config.output_dir).absolute()
     # Two sweeps that are started at once must not both find a run missing from the queue.
-    with writable(str(output_dir)):
-        output_dir.mkdir(parents=True, exist_ok=True)
-        others_wait = FileLock(output_dir / ".submit.lock", fallback_to_soft=False).acquire()
-    with others_wait:
+    with _alone(output_dir):
         queue = read_queue()
         if queue is None:
             raise ConfigError("squeue does not answer, so what is queued already is unknown; try again.")
+        cluster = this_cluster()
+        remove_snapshots(output_dir, queue, cluster.name)
         groups: dict[tuple[Geometry, str], list[Job]] = defaultdict(list)
         for job in jobs:
             launch = read_launch(job.run.directory)[0]
@@ -104,7 +107,14 @@ def submit(jobs: Sequence[Job], config: SlurmConfig) -> Submission:
                 groups[geometries[id(job)], job.study].append(job)
             else:
                 submission.busy.append(Ended(job, "skipped", "another process is training it"))
-        return _submit_groups(groups, submission, config, output_dir)
+        return _submit_groups(groups, submission, config, output_dir, cluster)
+
+
+def _alone(output_dir: Path) -> AbstractContextManager[Any]:
+    """Held by one submission below `output_dir` at a time. Raises: ConfigError where that cannot be written."""
+    with writable(str(output_dir)):
+        output_dir.mkdir(parents=True, exist_ok=True)
+        return FileLock(output_dir / ".submit.lock", fallback_to_soft=False).acquire()
 
 
 def _submit_groups(
@@ -112,17 +122,19 @@ def _submit_groups(
     submission: Submission,
     config: SlurmConfig,
     output_dir: Path,
+    cluster: Cluster,
 ) -> Submission:
     limit, left = "", [job for members in groups.values() for job in members]
-    total, largest = len(left), max_array_size()
+    total = len(left)
     for (geometry, study), members in groups.items():
         # Arrays of one sweep share its parallelism by their sizes.
         at_once = max(1, config.array_parallelism * len(members) // total)
-        size = largest
+        size = cluster.max_array_size
         while members and size:
             part = members[:size]
             try:
-                sent = _submit_array(part, geometry, study, replace(config, array_parallelism=at_once), output_dir)
+                limited = replace(config, array_parallelism=at_once)
+                sent = _submit_array(part, geometry, study, limited, output_dir, cluster)
             except _LimitReached as error:
                 limit = str(error)
                 size = len(part) // 2
@@ -131,16 +143,6 @@ def _submit_groups(
             members = members[size:]
             left = [job for job in left if job not in part]
     return replace(submission, left=left, limit=limit if left else "")
-
-
-def max_array_size() -> int:
-    """The most elements that one array may have here."""
-    try:
-        shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=60).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return MAX_ARRAY
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown, re.MULTILINE)
-    return max(1, int(found[1])) if found else MAX_ARRAY
 
 
 class _LimitReached(Exception):
@@ -154,7 +156,7 @@ def _is_free(job: Job) -> bool:
 
 
 def _submit_array(
-    jobs: Sequence[Job], geometry: Geometry, study: str, config: SlurmConfig, output_dir: Path
+    jobs: Sequence[Job], geometry: Geometry, study: str, config: SlurmConfig, output_dir: Path, cluster: Cluster
 ) -> list[Submitted]:
     """Raises: _LimitReached, or ConfigError for what else sbatch refuses; then nothing is noted anywhere."""
     from submitit import SlurmExecutor
@@ -170,7 +172,8 @@ def _submit_array(
             "hydra/launcher=slurm finds no srun on this machine; run it on a login node of the cluster, "
             "or set hydra/launcher=local."
         ) from None
-    executor.update_parameters(**config.sbatch_parameters(geometry, study, submission))
+    source = take_snapshot(logs, jobs, cluster.name) if config.snapshot else ROOT
+    executor.update_parameters(**config.sbatch_parameters(geometry, study, submission, source))
     code = current_code()
     tasks = [
         task_of(
@@ -193,6 +196,8 @@ def _submit_array(
         with outside_any_job():
             sent = executor.submit_array(tasks)
     except FailedJobError as error:
+        if config.snapshot:
+            shutil.rmtree(source)
         for note, held in zip(notes, before, strict=True):
             note.unlink(missing_ok=True) if held is None else note.write_bytes(held)
         words = " ".join(str(error).split())

@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from launch.commit import ROOT
@@ -113,6 +114,10 @@ class SlurmConfig(Section):
     """The Python that jobs run, which may be one in a container. null: the one that submits. The nodes must be
     able to reach it."""
 
+    snapshot: bool = True
+    """Copy normlab's code and your own modules for each submission, so that its jobs run what was submitted.
+    false: they run what is there when they start."""
+
     wait: bool = True
     """Wait for the jobs and show their progress. false: print their ids and return at once. A sweeper that needs
     the results, such as Optuna, needs true."""
@@ -161,8 +166,10 @@ class SlurmConfig(Section):
     def _gpus(self, geometry: Geometry) -> str | int:
         return f"{self.gpu_type}:{geometry.gpus_per_node}" if self.gpu_type else geometry.gpus_per_node
 
-    def sbatch_parameters(self, geometry: Geometry, study: str, submission: str) -> dict[str, Any]:
-        """What submitit's executor is told, in its own words."""
+    def sbatch_parameters(
+        self, geometry: Geometry, study: str, submission: str, code: Path = ROOT
+    ) -> dict[str, Any]:
+        """What submitit's executor is told, in its own words. `code` is the folder of the source that jobs run."""
         named = {key: getattr(self, key) for key in ("partition", "account", "qos", "constraint", "mem")}
         return {
             **{key: value for key, value in named.items() if value is not None},
@@ -176,7 +183,7 @@ class SlurmConfig(Section):
             "cpus_per_task": geometry.cpus_per_task,
             "array_parallelism": self.array_parallelism,
             # Jobs may start in another folder than the checkout, where normlab need not be installed.
-            "setup": [f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}", *self.setup],
+            "setup": [f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}", *self.setup],
             # A rank that dies ends its job. And srun has not taken --cpus-per-task from sbatch since 22.05.
             "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={geometry.cpus_per_task}", *self.srun_args],
             "additional_parameters": {"requeue": True, **self.extra},

@@ -14,6 +14,9 @@ from typing import Any
 
 from normlab.config import ConfigError
 
+OWN_MODULES = Path(__file__).parents[1] / "own_modules"
+"""The user's modules as they were when a job was submitted, in the copy of the code that such a job runs."""
+
 
 def source_file(key: str, target: str) -> Path:
     """The file that holds `target`'s module. Raises: ConfigError where there is none."""
@@ -65,16 +68,18 @@ def call_target(key: str, target: str, args: dict[str, Any], **ours: Any) -> Any
 
 def _look_here() -> None:
     """The folder of the command comes first, as it does for a script of its own. Each rank has the same one."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    for folder in (Path.cwd(), OWN_MODULES):
+        if str(folder) not in sys.path and folder.is_dir():
+            sys.path.insert(0, str(folder))
 
 
 def said_in(error: Exception) -> str:
     """What was raised, and at which line of the user's: the last that is neither ours nor a library's."""
     where = ""
     for frame in traceback.extract_tb(error.__traceback__):
-        if Path(frame.filename).is_relative_to(os.getcwd()):
-            where = f" at {Path(frame.filename).relative_to(os.getcwd())}:{frame.lineno}"
+        for folder in (Path.cwd(), OWN_MODULES):
+            if Path(frame.filename).is_relative_to(folder):
+                where = f" at {Path(frame.filename).relative_to(folder)}:{frame.lineno}"
     text = " ".join(str(error).split())
     return f"{type(error).__name__}{where}" + (f": {text}" if text else "")
 

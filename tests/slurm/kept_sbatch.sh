@@ -23,7 +23,7 @@
 #SBATCH --wckey=submitit
 
 # setup
-export PYTHONPATH=ROOT${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=LOGS/code${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
 
 # command

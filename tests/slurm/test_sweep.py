@@ -45,6 +45,9 @@ def test_a_sweep_of_a_model_of_ones_own_ends_as_the_same_runs_trained_here(clust
     for name, result in found.items():
         assert result["metrics"] == pytest.approx(expected[name]["metrics"], rel=1e-9), name
         assert result["launch"]["geometry"]["nodes"] == 2
+        assert result["launch"]["started"] == result["launch"]["submitted"]
+    # The copy of the code that they ran is gone.
+    assert [path.name for path in there.folder.glob("runs/.slurm/*/code*")] == []
     # One array, and the second rank of a run was on the second node.
     assert len({result["launch"]["job_id"].split("_")[0] for result in found.values()}) == 1
     (second,) = there.folder.glob("runs/.slurm/*/*_0_1_log.out")
