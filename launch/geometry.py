@@ -16,6 +16,13 @@ class Geometry:
     cpus_per_task: int
     """Cores of each rank; the threads it computes with."""
 
+    def of_runs(self, runs: int) -> "Geometry":
+        """For a job of several such runs on one node, whose only task starts the ranks of all."""
+        if runs == 1:
+            return self
+        assert self.nodes == 1
+        return Geometry(1, 1, runs * self.gpus_per_node, runs * self.tasks_per_node * self.cpus_per_task)
+
     @property
     def world_size(self) -> int:
         return self.nodes * self.tasks_per_node

@@ -42,8 +42,11 @@ class Machine:
         self._threads_on_gpu = max(1, cores // max(1, min(ranks, len(gpus) * jobs_per_gpu)))
 
     @classmethod
-    def here(cls, jobs: Sequence[Job], jobs_per_gpu: int) -> "Machine":
-        """This machine, for `jobs`. Raises: ConfigError where one of them asks for GPUs that are not here."""
+    def here(cls, jobs: Sequence[Job], jobs_per_gpu: int, cores: int | None = None) -> "Machine":
+        """This machine, or `cores` of it, for `jobs`.
+
+        Raises: ConfigError where one of them asks for GPUs that are not here.
+        """
         import torch
 
         from normlab.devices import choose_device, fallback_note
@@ -56,7 +59,7 @@ class Machine:
         seen = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
         gpus = seen or [str(index) for index in range(torch.cuda.device_count())]
         return cls(
-            cores=available_cores(),
+            cores=cores or available_cores(),
             gpus=gpus[: torch.cuda.device_count()],
             jobs_per_gpu=jobs_per_gpu,
             ranks=sum(map(world_size, jobs)),

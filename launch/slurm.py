@@ -125,24 +125,30 @@ def _submit_groups(
     cluster: Cluster,
 ) -> Submission:
     limit, left = "", [job for members in groups.values() for job in members]
-    total = len(left)
-    for (geometry, study), members in groups.items():
+    packed = {group: _split(members, config.runs_per_node(group[0])) for group, members in groups.items()}
+    total = sum(map(len, packed.values()))
+    for (geometry, study), packs in packed.items():
         # Arrays of one sweep share its parallelism by their sizes.
-        at_once = max(1, config.array_parallelism * len(members) // total)
+        limited = replace(config, array_parallelism=max(1, config.array_parallelism * len(packs) // total))
         size = cluster.max_array_size
-        while members and size:
-            part = members[:size]
+        while packs and size:
+            part = packs[:size]
             try:
-                limited = replace(config, array_parallelism=at_once)
                 sent = _submit_array(part, geometry, study, limited, output_dir, cluster)
             except _LimitReached as error:
                 limit = str(error)
                 size = len(part) // 2
                 continue
             submission.queued.extend(sent)
-            members = members[size:]
-            left = [job for job in left if job not in part]
+            packs = packs[size:]
+            left = [job for job in left if not any(job in pack for pack in part)]
     return replace(submission, left=left, limit=limit if left else "")
+
+
+def _split(jobs: Sequence[Job], most: int) -> list[Sequence[Job]]:
+    """As few packs of at most `most` as there can be, the first of them the largest, by one at most."""
+    packs = -(-len(jobs) // most)
+    return [jobs[first::packs] for first in range(packs)]
 
 
 class _LimitReached(Exception):
@@ -156,9 +162,17 @@ def _is_free(job: Job) -> bool:
 
 
 def _submit_array(
-    jobs: Sequence[Job], geometry: Geometry, study: str, config: SlurmConfig, output_dir: Path, cluster: Cluster
+    packs: Sequence[Sequence[Job]],
+    geometry: Geometry,
+    study: str,
+    config: SlurmConfig,
+    output_dir: Path,
+    cluster: Cluster,
 ) -> list[Submitted]:
-    """Raises: _LimitReached, or ConfigError for what else sbatch refuses; then nothing is noted anywhere."""
+    """Each pack is an element of the array.
+
+    Raises: _LimitReached, or ConfigError for what else sbatch refuses; then nothing is noted anywhere.
+    """
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError
 
@@ -172,25 +186,18 @@ def _submit_array(
             "hydra/launcher=slurm finds no srun on this machine; run it on a login node of the cluster, "
             "or set hydra/launcher=local."
         ) from None
+    jobs = [job for pack in packs for job in pack]
     source = take_snapshot(logs, jobs, cluster.name) if config.snapshot else ROOT
-    executor.update_parameters(**config.sbatch_parameters(geometry, study, submission, source))
+    asked = geometry.of_runs(max(map(len, packs)))
+    executor.update_parameters(**config.sbatch_parameters(asked, study, submission, source))
     code = current_code()
-    tasks = [
-        task_of(
-            job.run,
-            job.study,
-            code,
-            max_requeues=config.max_requeues,
-            threads=geometry.cpus_per_task,
-            on_gpus=geometry.gpus_per_node > 0,
-        )
-        for job in jobs
-    ]
-    about = {"submission": submission, "logs": str(logs), "geometry": asdict(geometry), "submitted": asdict(code)}
-    notes = [job.run.directory / "launch.json" for job in jobs]
+    tasks = [task_of(pack, geometry, code, config.max_requeues, cores=asked.cpus_per_task) for pack in packs]
+    about = {"submission": submission, "logs": str(logs), "geometry": asdict(asked), "submitted": asdict(code)}
+    elements = [(element, job) for element, pack in enumerate(packs) for job in pack]
+    notes = [job.run.directory / "launch.json" for _, job in elements]
     before = [note.read_bytes() if note.exists() else None for note in notes]
     # Before sbatch, since this process may be killed after it: by submission and element the job is known again.
-    for element, job in enumerate(jobs):
+    for element, job in elements:
         _announce(job, {**about, "job_id": "", "element": element})
     try:
         with outside_any_job():
@@ -204,12 +211,14 @@ def _submit_array(
         if found := _LIMIT.search(words):
             raise _LimitReached(found[0]) from None
         raise ConfigError(f"sbatch refused the jobs: {words}") from None
-    for element, (job, each) in enumerate(zip(jobs, sent, strict=True)):
-        _announce(job, {**about, "job_id": each.job_id, "element": element})
+    for element, job in elements:
+        job_id = str(sent[element].job_id)
+        _announce(job, {**about, "job_id": job_id, "element": element})
         job.run.log_path.unlink(missing_ok=True)
-        job.run.log_path.symlink_to(logs / f"{each.job_id}_0_log.err")
-        print(f"{job.name}: SLURM job {each.job_id}", file=sys.stderr)
-    return [Submitted(job, str(each.job_id), logs) for job, each in zip(jobs, sent, strict=True)]
+        if len(packs[element]) == 1:  # else it writes to a log of its own
+            job.run.log_path.symlink_to(logs / f"{job_id}_0_log.err")
+        print(f"{job.name}: SLURM job {job_id}", file=sys.stderr)
+    return [Submitted(job, str(sent[element].job_id), logs) for element, job in elements]
 
 
 def _announce(job: Job, about: Mapping[str, Any]) -> None:

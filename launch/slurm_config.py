@@ -100,6 +100,10 @@ class SlurmConfig(Section):
     """Jobs of the sweep that may run at once. Runs with the same number of ranks are an array, and arrays share
     this by their sizes."""
 
+    runs_per_job: int = setting(1, minimum=1)
+    """Most runs that share a job, side by side on one node: for sites that give whole nodes. As many do as fit by
+    gpus_per_node and tasks_per_node; a run of several nodes has its own job."""
+
     setup: list[str] = field(default_factory=list)
     """Shell lines to run before srun: modules to load, variables to export."""
 
@@ -162,6 +166,17 @@ class SlurmConfig(Section):
             cpus_per_task=self.cpus_per_task,
             max_nodes=self.max_nodes,
         )
+
+    def runs_per_node(self, geometry: Geometry) -> int:
+        """How many runs of this geometry are to share a job."""
+        if geometry.nodes > 1:
+            return 1
+        room = [self.runs_per_job]
+        if geometry.gpus_per_node:
+            room.append(self.gpus_per_node // geometry.gpus_per_node)
+        if self.tasks_per_node:
+            room.append(self.tasks_per_node // geometry.tasks_per_node)
+        return min(room)
 
     def _gpus(self, geometry: Geometry) -> str | int:
         return f"{self.gpu_type}:{geometry.gpus_per_node}" if self.gpu_type else geometry.gpus_per_node

@@ -1,4 +1,7 @@
-"""What a submitted job runs: each task of its srun step is one rank. Light to import; torch comes when it runs."""
+"""What a submitted job runs: one run, of which each task of its srun step is a rank, or several runs in one task.
+
+Light to import; torch comes when it runs.
+"""
 
 import os
 import random
@@ -6,12 +9,14 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from launch.commit import Code, current_code
 from launch.environment import rank_environment, spin_briefly
-from launch.jobs import announce
+from launch.geometry import Geometry
+from launch.jobs import Job, announce
 from launch.process import StopSignal, outlive_output
 from normlab.config.config import Device
 from normlab.run import Run
@@ -41,12 +46,14 @@ class SlurmTask:
             spin_briefly()
             rank = int(os.environ.get("RANK", 0))
             if rank == 0:
-                self._record_start()
+                _record_start(self.run, self.code)
             from launch.rank import run_rank
 
             code = run_rank(self.run.config, self.study, self.run)
             if code > 128:  # still inside: SLURM may send USR2, and SIGTERM after it
-                self._stopped(rank, code)
+                if rank == 0:
+                    _requeue_or_leave(code, self.max_requeues)
+                sys.exit(0)  # not `code`: srun would kill rank 0 before it has requeued the job
         if code:
             sys.exit(code)
 
@@ -56,40 +63,72 @@ class SlurmTask:
 
         return DelayedSubmission(self)
 
-    def _record_start(self) -> None:
-        """Say in launch.json, and so in result.json, on which code the job started."""
-        started = current_code()
-        launch = read_launch(self.run.directory)[0] or {}
-        launch |= {"started": asdict(started), "restarts": _restarts()}
-        if started != self.code:
-            launch["note"] = f"submitted from {self.code}, started on {started}"
-            print(f"warning: {launch['note']}", file=sys.stderr)
-        announce(self.run, launch)
 
-    def _stopped(self, rank: int, code: int) -> None:
-        """The checkpoint is saved: put the job back into the queue, unless SLURM is ending it itself."""
-        if rank != 0:
-            sys.exit(0)  # not `code`: srun would kill rank 0 before it has requeued the job
-        import submitit
+@dataclass(frozen=True)
+class SlurmPack:
+    """Several runs on one node, trained side by side by the job's only task. Submitted as a pickle too."""
 
-        environment = submitit.JobEnvironment()
-        if environment.cluster == "slurm":
-            state = _state(environment.job_id)
-            if state not in ("RUNNING", None):
-                # Requeued or preempted by SLURM, which starts it again; or cancelled, which is to be obeyed.
-                print(f"stopped by SLURM ({state or 'no longer queued'})", file=sys.stderr)
-                sys.exit(code)
-            if _restarts() >= self.max_requeues:
-                print(
-                    f"error: requeued hydra.launcher.max_requeues={self.max_requeues} times without finishing; "
-                    "the same command goes on from the checkpoint",
-                    file=sys.stderr,
-                )
-                sys.exit(code)
-            _requeue(environment.job_id)
-        else:
-            environment._requeue(self.max_requeues - _restarts())
+    jobs: tuple[Job, ...]
+    code: Code
+    max_requeues: int
+    cores: int
+
+    def __call__(self) -> None:
+        """Train what has not ended, then leave with 0, or 1 if a run failed; a stop signal requeues the job."""
+        outlive_output()
+        with StopSignal(second_ends=True) as stop_signal:
+            from launch import local
+            from launch.packing import Machine
+            from launch.sweep import run_jobs
+            from launch.table import SweepView
+
+            local.preload()
+            left = [job for job in self.jobs if not job.run.ended()]
+            for job in left:
+                _record_start(job.run, self.code)
+            machine = Machine.here(left, jobs_per_gpu=1, cores=self.cores)
+            with SweepView(left) as view:
+                ended = run_jobs(left, machine, view, stop_signal)
+            if any(one.state == "stopped" for one in ended):
+                _requeue_or_leave(128 + stop_signal(), self.max_requeues)
+        if any(one.state == "failed" for one in ended):
+            sys.exit(1)
+
+    checkpoint = SlurmTask.checkpoint
+
+
+def _record_start(run: Run, code: Code) -> None:
+    """Say in launch.json, and so in result.json, on which code the job started; `code` is what was submitted."""
+    started = current_code()
+    launch = read_launch(run.directory)[0] or {}
+    launch |= {"started": asdict(started), "restarts": _restarts()}
+    if started != code:
+        launch["note"] = f"submitted from {code}, started on {started}"
+        print(f"warning: {launch['note']}", file=sys.stderr)
+    announce(run, launch)
+
+
+def _requeue_or_leave(code: int, max_requeues: int) -> None:
+    """All is saved: put the job back into the queue, unless SLURM is ending it itself; then leave with `code`."""
+    import submitit
+
+    environment = submitit.JobEnvironment()
+    if environment.cluster != "slurm":
+        environment._requeue(max_requeues - _restarts())
         sys.exit(0)
+    state = _state(environment.job_id)
+    if state not in ("RUNNING", None):
+        # Requeued or preempted by SLURM, which starts it again; or cancelled, which is to be obeyed.
+        print(f"stopped by SLURM ({state or 'no longer queued'})", file=sys.stderr)
+        sys.exit(code)
+    if _restarts() >= max_requeues:
+        print(
+            f"error: requeued hydra.launcher.max_requeues={max_requeues} times without finishing; "
+            "the same command goes on from the checkpoint",
+            file=sys.stderr,
+        )
+        sys.exit(code)
+    _requeue(environment.job_id)
 
 
 def _restarts() -> int:
@@ -127,12 +166,22 @@ def _asked(*command: str) -> "subprocess.CompletedProcess[str]":
     return answer
 
 
-def task_of(run: Run, study: str, code: Code, *, max_requeues: int, threads: int, on_gpus: bool) -> SlurmTask:
-    """The task for `run`, with `threads` unless it sets its own, and with the device that its job asks for.
+def task_of(
+    jobs: Sequence[Job], geometry: Geometry, code: Code, max_requeues: int, *, cores: int
+) -> SlurmTask | SlurmPack:
+    """What a job of `cores` runs for `jobs`, each of which has `geometry`."""
+    asked = [replace(job, run=_as_asked(job.run, geometry)) for job in jobs]
+    if len(asked) > 1:
+        return SlurmPack(tuple(asked), code, max_requeues, cores)
+    return SlurmTask(asked[0].run, asked[0].study, code, max_requeues)
+
+
+def _as_asked(run: Run, geometry: Geometry) -> Run:
+    """With the threads that its job asks for, unless it sets its own, and with the device.
 
     Counting the cores in the task will not do: if SLURM binds tasks, it sees the share of one rank. Nor will
     device=auto: it would train on the CPU if a driver is broken, or take a GPU that was not asked for.
     """
-    device = Device.cuda if on_gpus else Device.cpu
-    config = replace(run.config, threads=run.config.threads or threads, device=device)
-    return SlurmTask(replace(run, config=config), study, code, max_requeues)
+    device = Device.cuda if geometry.gpus_per_node else Device.cpu
+    threads = run.config.threads or geometry.cpus_per_task
+    return replace(run, config=replace(run.config, threads=threads, device=device))

@@ -13,6 +13,7 @@ from launch.jobs import Ended, Job, ended_well, interrupted
 from launch.process import StopSignal
 from normlab.config import ConfigError
 from normlab.run_files import read_launch
+from normlab.run_state import is_of
 from normlab.squeue import job_of, read_queue
 
 GRACE_S, GRACE_COMPLETED_S = 15.0, 120.0
@@ -73,7 +74,7 @@ def wait_for(
 
     waiting, unsent = list(submission.queued), submission.left
     gone_since: dict[str, float] = {}
-    begun: set[str] = set()
+    begun: set[Job] = set()
     warned: set[str] = set()
     fullest = math.inf  # the most jobs of this user in the queue since the site last took no more
     ended: list[Ended] = []
@@ -84,19 +85,24 @@ def wait_for(
         while (waiting or unsent) and not stop_signal():
             queue = read_queue()
             for each in list(waiting) if queue is not None else []:
-                queued = job_of(read_launch(each.job.run.directory)[0], queue or {})
+                launch = read_launch(each.job.run.directory)[0]
+                queued = job_of(launch, queue or {})
                 if queued:
                     gone_since.pop(each.job_id, None)
-                    if queued.state == "RUNNING" and each.job_id not in begun:
-                        begun.add(each.job_id)
+                    if queued.state == "RUNNING" and each.job not in begun:
+                        begun.add(each.job)
                         view.begin(each.job)
                     if _STUCK.fullmatch(queued.reason) and queued.reason not in warned:
                         warned.add(queued.reason)
                         tells = f"scontrol show job {each.job_id} tells what it asks for"
                         view.note(f"warning: job {each.job_id} may never start: {queued.reason}; {tells}")
-                    continue
-                since = gone_since.setdefault(each.job_id, time.monotonic())
-                if each.job.run.result() or time.monotonic() - since > _grace_s(each):
+                    # The last run of a job waits for the job to leave, after which nothing runs there any more.
+                    last = sum(one.job_id == each.job_id for one in waiting) == 1
+                    over = not last and is_of(each.job.run.result(), launch)
+                else:
+                    since = gone_since.setdefault(each.job_id, time.monotonic())
+                    over = bool(each.job.run.result()) or time.monotonic() - since > _grace_s(each)
+                if over:
                     waiting.remove(each)
                     ended.append(how_it_ended(each))
                     view.end(ended[-1])
@@ -144,19 +150,23 @@ def how_it_ended(submitted: Submitted) -> Ended:
         return ended
     if result:
         return Ended(job, "failed", " ".join(str(result.get("error", "")).split()))
-    words = last_words(submitted.logs, submitted.job_id)
+    words = last_words(submitted.logs, submitted.job_id, job.run.log_path)
     return interrupted(job, words) if job.run.checkpoint_path.exists() else Ended(job, "failed", words)
 
 
-def last_words(folder: Path, job_id: str) -> str:
-    """The last line that looks like an error in what the ranks wrote, rank 0's first, with its rank."""
-    logs = sorted(folder.glob(f"{job_id}_*_log.err"), key=_rank)
+def last_words(folder: Path, job_id: str, own_log: Path | None = None) -> str:
+    """The last line that looks like an error: in a run's own log, if it shared its job, then in its ranks', rank
+    0's first, with the rank.
+    """
+    logs = {f"rank {_rank(log)}: ": log for log in sorted(folder.glob(f"{job_id}_*_log.err"), key=_rank)}
+    if own_log and own_log.is_file() and not own_log.is_symlink():
+        logs = {"": own_log, **logs}
     last = ""
-    for log in logs:
+    for who, log in logs.items():
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
         errors = [line for line in lines if _ERROR.match(line)]
         if errors:
-            return f"rank {_rank(log)}: {errors[-1]}"
+            return f"{who}{errors[-1]}"
         last = last or (lines[-1] if lines else "")
     return last or "it left nothing but its name in the queue; `sacct` may know more"
 

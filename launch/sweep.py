@@ -51,6 +51,9 @@ def sweep(
     jobs = plan_jobs(master_config, config_loader, sweep_overrides)
     machine = Machine.here(jobs, jobs_per_gpu)
     left, skipped = to_train(jobs, retry_failed=retry_failed)
+    for job in left:
+        here = {"launcher": "local", "host": socket.gethostname(), "pid": os.getpid()}
+        announce(job.run, {**here, "overrides": job.overrides, "total_samples": job.total_samples})
     with StopSignal(second_ends=True) as stop_signal, SweepView(jobs) as view:
         for ended in skipped:
             view.end(ended)
@@ -73,9 +76,6 @@ def run_jobs(
     jobs: Sequence[Job], machine: Machine, view: SweepView, stop_signal: Callable[[], int]
 ) -> list[Ended]:
     """Train them all, as many at once as the machine holds; none is begun after a stop signal."""
-    for job in jobs:
-        here = {"launcher": "local", "host": socket.gethostname(), "pid": os.getpid()}
-        announce(job.run, {**here, "overrides": job.overrides, "total_samples": job.total_samples})
     # Jobs of many ranks first: they would wait behind small ones to the end, and leave cores idle there.
     waiting = sorted(jobs, key=lambda job: -world_size(job))
     running: list[Running] = []

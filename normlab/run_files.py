@@ -39,15 +39,22 @@ _TOP_LEVEL = re.compile(r"^(?=[^\s#-])", re.MULTILINE)
 
 
 def find_runs(root: Path) -> list[Path]:
-    """The directories of runs below `root`, or `root` itself; and folders that cannot be read."""
+    """The directories of runs below `root`, or `root` itself; and folders that cannot be read.
+
+    Hidden folders below `root` hold no runs: the launcher's `.slurm` has a copy of normlab, with a config.yaml.
+    """
     closed: list[Path] = []
 
     def note_closed(error: OSError) -> None:
         if isinstance(error, PermissionError):
             closed.append(Path(error.filename))
 
-    walk = os.walk(root, onerror=note_closed)
-    return sorted([Path(folder) for folder, _, files in walk if not MARKS.isdisjoint(files)] + closed)
+    runs: list[Path] = []
+    for folder, below, files in os.walk(root, onerror=note_closed):
+        below[:] = [name for name in below if not name.startswith(".")]
+        if not MARKS.isdisjoint(files):
+            runs.append(Path(folder))
+    return sorted(runs + closed)
 
 
 def open_file(path: Path) -> IO[bytes]:

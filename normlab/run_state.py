@@ -49,7 +49,7 @@ def state_of(
     if locked:
         return "running", ""
     job = job_of(launch, queue)
-    if job is not None:
+    if job is not None and not is_of(result, launch):
         waits = job.state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD")
         return ("queued", job.reason) if waits else ("running", job.state.lower())
     if result is not None:
@@ -63,6 +63,11 @@ def state_of(
     if os.path.lexists(directory / "config.yaml"):
         return "stale", "it has no checkpoint yet; the command that began it starts it over"
     return "waiting", "not begun; the command that planned it begins it"
+
+
+def is_of(result: Mapping[str, Any] | None, launch: Mapping[str, Any] | None) -> bool:
+    """Whether the job that launch.json tells of has written this result. It may go on with other runs."""
+    return result is not None and result.get("launch") == launch
 
 
 def is_locked(path: Path) -> tuple[bool, str]:

@@ -94,6 +94,13 @@ class Sweep:
     def wait_for_result(self) -> None:
         until((self.only() / "result.json").exists, "result.json", self.about)
 
+    def status(self) -> list[dict]:
+        """What `launch.status` tells of each run."""
+        assert self.cluster is not None
+        command = [sys.executable, "-m", "launch.status", str(self.folder / "runs"), "--json"]
+        done = subprocess.run(command, env=self.cluster.env, cwd=ROOT, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
+
     def about(self) -> str:
         """What SLURM and the ranks say."""
         queue = self.cluster.run("squeue") if self.cluster else ""

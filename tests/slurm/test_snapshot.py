@@ -11,6 +11,7 @@ from launch.commit import current_code
 from launch.slurm import submit
 from launch.slurm_config import SlurmConfig
 from launch.snapshot import remove_snapshots, take_snapshot
+from normlab.run_files import find_runs
 from normlab.squeue import QueuedJob
 from tests.slurm.sweeps import job
 
@@ -54,6 +55,12 @@ def test_nothing_else_of_the_users_folder_is_copied(copy, tmp_path):
     copied = sorted(str(path.relative_to(copy)) for path in (copy / "own_modules").rglob("*") if path.is_file())
     assert copied == ["own_modules/my_nets.py", "own_modules/my_parts/block.py"]
     assert not (take_snapshot(tmp_path / "other", [job(tmp_path)], "here") / "own_modules").exists()
+
+
+def test_a_copy_is_no_run(tmp_path):
+    take_snapshot(tmp_path / ".slurm/normlab-1", [job(tmp_path)], "here")
+    assert list(tmp_path.rglob("config.yaml"))
+    assert find_runs(tmp_path) == []
 
 
 def queued(submission: str) -> QueuedJob:

@@ -310,6 +310,40 @@ def test_a_job_trains_on_the_device_that_it_asked_for(commands, tmp_path):
     assert "#SBATCH --gpus-per-node=a100:1\n" in (next(on_gpus.logs.glob("*_submission.sh"))).read_text()
 
 
+def test_runs_share_jobs_as_many_as_are_allowed_and_fit_on_a_node(commands, tmp_path):
+    import submitit
+
+    small, of_two_nodes = jobs(tmp_path, 2, seeds=5), jobs(tmp_path, 16)
+    config = SlurmConfig(runs_per_job=4, gpus_per_node=8, cpus_per_task=3)
+    queued = submit([*small, *of_two_nodes], config).queued
+    scripts = {path.parent: path.read_text() for path in tmp_path.glob("runs/.slurm/*/*_submission.sh")}
+    packed, alone = scripts[queued[0].logs], scripts[queued[-1].logs]
+    assert [each.job_id.partition("_")[2] for each in queued] == ["0", "0", "0", "1", "1", ""]
+    assert all(line in packed for line in ("--nodes=1\n", "--ntasks-per-node=1\n", "--gpus-per-node=6\n"))
+    assert "--cpus-per-task=18\n" in packed
+    assert all(line in alone for line in ("--nodes=2\n", "--ntasks-per-node=8\n", "--gpus-per-node=8\n"))
+    task = submitit.SlurmJob(queued[3].logs, queued[3].job_id).submission().function
+    assert [one.run.directory for one in task.jobs] == [one.run.directory for one in (small[1], small[3])]
+    assert [(one.run.config.threads, one.run.config.device.value) for one in task.jobs] == [(3, "cuda")] * 2
+
+
+@pytest.mark.parametrize(
+    ("world_size", "limits", "expected"),
+    [
+        (1, {"gpus_per_node": 4}, 4),
+        (2, {"gpus_per_node": 4}, 2),
+        (4, {"gpus_per_node": 4}, 1),
+        (8, {"gpus_per_node": 4}, 1),
+        (1, {}, 8),
+        (2, {"tasks_per_node": 4}, 2),
+        (2, {"tasks_per_node": 1}, 1),
+    ],
+)
+def test_how_many_runs_fit_on_a_node(world_size, limits, expected, tmp_path):
+    config = SlurmConfig(runs_per_job=8, **limits)
+    assert config.runs_per_node(config.geometry(job(tmp_path, world_size=world_size))) == expected
+
+
 @pytest.mark.parametrize(
     ("settings", "world_size", "words"),
     [

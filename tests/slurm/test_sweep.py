@@ -2,12 +2,12 @@
 
 import os
 import signal
-import subprocess
 import sys
 
 import pytest
 import torch
 
+from normlab import checkpoint
 from tests.slurm.cluster import PATIENCE_S, until
 from tests.slurm.sweeps import TINY, TRAIN, Sweep, change_ranks
 
@@ -93,6 +93,46 @@ def test_a_job_that_is_disturbed_twice_resumes_and_ends_with_the_same_parameters
     assert_same_state(sweep.checkpoint(), undisturbed.checkpoint())
 
 
+SLOW_UNTIL_REQUEUED = """
+import os, time
+def slow(self, *args):
+    if self.total_steps > 20 and os.environ.get("SLURM_RESTART_COUNT") is None:
+        time.sleep(1)
+    return step(self, *args)
+Trainer._step = slow
+"""
+
+
+def test_runs_that_share_a_job_end_one_by_one_and_a_requeue_resumes_those_that_are_left(cluster, tmp_path):
+    undisturbed, sweep = Sweep(tmp_path / "undisturbed"), Sweep(tmp_path / "disturbed", cluster)
+    for each in (undisturbed, sweep):
+        each.folder.mkdir()
+    sizes = [*TINY, *STEPS[:1], *STEPS[2:], "max_samples=48,480", "world_size=2", "threads=1"]
+    done = undisturbed.run(*sizes)
+    assert done.returncode == 0, done.stderr
+    packed = ["hydra.launcher.runs_per_job=2", "hydra.launcher.tasks_per_node=4", "hydra.launcher.wait=false"]
+    slow = change_ranks(sweep.folder, SLOW_UNTIL_REQUEUED)
+    done = sweep.run(*sizes, *packed, "checkpoint_every_s=0", slow)
+    assert done.returncode == 0, done.stderr
+    job = cluster.run("squeue", "-h", "-o", "%i")
+    long, short = sorted(undisturbed.results(), key=lambda name: undisturbed.results()[name]["samples_seen"])[::-1]
+    directory = {path.name: path for path in sweep.directories()}
+    saved = directory[long] / "checkpoint.pt"
+    until((directory[short] / "result.json").exists, "the short run", sweep.about)
+    until(lambda: saved.exists() and checkpoint.load(saved)["step"] >= 3, "a checkpoint", sweep.about)
+    assert sorted(status["state"] for status in sweep.status()) == ["finished", "running"]
+    cluster.run("scontrol", "requeue", job)
+    until(lambda: cluster.run("squeue", "-h", "-j", job, "-o", "%T %r") == "PENDING BeginTime", "the requeue")
+    assert checkpoint.load(saved)["step"] < undisturbed.results()[long]["samples_seen"] // 8
+    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+    cluster.wait_until_idle()
+    results = sweep.results()
+    assert {name: result["resumed"] for name, result in results.items()} == {long: 1, short: 0}, sweep.about()
+    for name in results:
+        ours, theirs = (each.folder / "runs/default" / name for each in (sweep, undisturbed))
+        assert_same_state(checkpoint.load(ours / "checkpoint.pt"), checkpoint.load(theirs / "checkpoint.pt"))
+
+
 FAILING_RANK = """
 def fail(self, number, *rest):
     if self.ranks.rank == 1 and number == 2:
@@ -122,14 +162,7 @@ def test_submitting_twice_does_not_train_twice(cluster, tmp_path):
     assert f"SLURM job {job}" in first.stdout
     assert f"SLURM job {job}, queued before" in second.stderr
     assert cluster.run("squeue", "-h", "-o", "%i") == job
-    status = subprocess.run(
-        [sys.executable, "-m", "launch.status", str(tmp_path / "runs")],
-        env=cluster.env,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert "1 queued" in status
+    assert [status["state"] for status in sweep.status()] == ["queued"]
     cluster.run("scontrol", "release", job)
     sweep.wait_for_result()
     third = sweep.run(*command)
