@@ -83,6 +83,9 @@ class SlurmConfig(Section):
     gpu_type: str | None = None
     """Kind of GPU to ask for, such as a100; `sinfo -o %G` lists them. null: any."""
 
+    use_gres: bool = False
+    """Ask for GPUs by --gres=gpu:N instead of --gpus-per-node=N, for sites that know only that."""
+
     tasks_per_node: int | None = setting(None, minimum=1)
     """Most ranks on one node. null: the number of GPUs, or all ranks of the run on CPUs. 1 spreads a run over
     nodes."""
@@ -138,6 +141,11 @@ class SlurmConfig(Section):
             if owner := OWNED.get(key.replace("-", "_")):
                 fix = f"set {owner}" if "." in owner or owner in ("world_size", "study") else f"it is {owner}"
                 raise ConfigError(f"hydra.launcher.extra.{key} is not to be set; {fix}.")
+        if self.use_gres and "gres" in self.extra:
+            raise ConfigError(
+                f"hydra.launcher.extra.gres={self.extra['gres']} and hydra.launcher.use_gres=true are two "
+                "requests; leave one out."
+            )
         if self.gpu_type is not None and not self.gpus_per_node:
             raise ConfigError(
                 f"hydra.launcher.gpu_type={self.gpu_type} asks for no GPU while hydra.launcher.gpus_per_node=0; "
@@ -178,8 +186,13 @@ class SlurmConfig(Section):
             room.append(self.tasks_per_node // geometry.tasks_per_node)
         return min(room)
 
-    def _gpus(self, geometry: Geometry) -> str | int:
-        return f"{self.gpu_type}:{geometry.gpus_per_node}" if self.gpu_type else geometry.gpus_per_node
+    def _gpus(self, geometry: Geometry) -> dict[str, Any]:
+        if not geometry.gpus_per_node:
+            return {}
+        kind = f"{self.gpu_type}:" if self.gpu_type else ""
+        if self.use_gres:
+            return {"gres": f"gpu:{kind}{geometry.gpus_per_node}"}
+        return {"gpus_per_node": f"{kind}{geometry.gpus_per_node}"}
 
     def sbatch_parameters(
         self, geometry: Geometry, study: str, submission: str, code: Path = ROOT
@@ -188,7 +201,6 @@ class SlurmConfig(Section):
         named = {key: getattr(self, key) for key in ("partition", "account", "qos", "constraint", "mem")}
         return {
             **{key: value for key, value in named.items() if value is not None},
-            **({"gpus_per_node": self._gpus(geometry)} if geometry.gpus_per_node else {}),
             "job_name": study,
             "comment": submission,
             "time": self.timeout_min,
@@ -199,7 +211,11 @@ class SlurmConfig(Section):
             "array_parallelism": self.array_parallelism,
             # Jobs may start in another folder than the checkout, where normlab need not be installed.
             "setup": [f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}", *self.setup],
-            # A rank that dies ends its job. And srun has not taken --cpus-per-task from sbatch since 22.05.
-            "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={geometry.cpus_per_task}", *self.srun_args],
-            "additional_parameters": {"requeue": True, **self.extra},
+            # A rank that dies ends its job. srun has not taken --cpus-per-task from sbatch since 22.05, and would
+            # hide what `setup` exports where a site has SBATCH_EXPORT=NONE.
+            "srun_args": [
+                *("--kill-on-bad-exit=1", "--export=ALL", f"--cpus-per-task={geometry.cpus_per_task}"),
+                *self.srun_args,
+            ],
+            "additional_parameters": {"requeue": True, **self._gpus(geometry), **self.extra},
         }

@@ -166,3 +166,18 @@ def test_optuna_searches_with_what_runs_return_and_diverging_is_a_result(tmp_pat
     (loss,) = (result["metrics"]["val/loss"] for result in results if result["status"] == "finished")
     best = OmegaConf.load(tmp_path / "runs/optimization_results.yaml")
     assert (best.best_value, best.best_params["optim.lr"]) == (loss, 0.05)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("optuna") is None, reason="pip install hydra-optuna-sweeper, or normlab[optuna]"
+)
+def test_an_optuna_search_with_a_seed_goes_on_where_it_was_cut_off(tmp_path):
+    search = [*QUICK, "hydra/sweeper=optuna", "hydra.sweeper.sampler.seed=1", "hydra.sweeper.direction=maximize"]
+    search += ["hydra.sweeper.n_jobs=1", "optim.lr=interval(0.01,1)"]
+    trained = []
+    for n_trials in (1, 2):
+        code, out, err = sweep(tmp_path, *search, f"hydra.sweeper.n_trials={n_trials}")
+        assert code == 0, err
+        trained.append([line.split()[0] for line in summary(out).get("finished", [])])
+    assert list(map(len, trained)) == [1, 1]
+    assert set(trained[0]).isdisjoint(trained[1])

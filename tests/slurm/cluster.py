@@ -12,8 +12,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -56,7 +56,7 @@ class Cluster:
         self._reaper = subprocess.Popen(
             [sys.executable, __file__, str(self.home)], stdin=subprocess.PIPE, start_new_session=True
         )
-        self._daemons: list[subprocess.Popen] = []
+        self._daemons: dict[str, subprocess.Popen] = {}
         try:
             self._start_munge()
             if accounting:
@@ -86,22 +86,45 @@ class Cluster:
         assert self._reaper.stdin is not None
         self._reaper.stdin.close()  # it ends the rest and removes the directory
         self._reaper.wait(timeout=PATIENCE_S)
-        for daemon in self._daemons:
+        for daemon in self._daemons.values():
             daemon.wait(timeout=PATIENCE_S)
+
+    @contextmanager
+    def without_controller(self) -> Iterator[None]:
+        """slurmctld is away in the block, and comes back with what it knew."""
+        self._daemons["slurmctld"].terminate()
+        self._daemons["slurmctld"].wait(timeout=PATIENCE_S)
+        yield
+        self._start_controller()
+        until(lambda: "UP" in self.run("scontrol", "ping", check=False), "slurmctld")
+
+    @contextmanager
+    def without_node(self, node: str) -> Iterator[None]:
+        """All processes of `node` stand still in the block, as if it had crashed; SLURM puts it out of service."""
+        lost = [self._daemons[f"slurmd_{node}"].pid, *processes_of(str(self.home), node)]
+        for pid in lost:
+            os.kill(pid, signal.SIGSTOP)
+        self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+        yield
+        for pid in lost:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._daemons[f"slurmd_{node}"].wait(timeout=PATIENCE_S)
+        self._start_node(node)
+        state = ("sinfo", "-h", "-N", "-n", node, "-p", "debug", "-o", "%T")
+        until(lambda: self.run(*state) in ("idle", "mixed"), "the node", lambda: self.run(*state))
 
     def _daemon(self, name: str, *command: str) -> None:
         log = self.home / f"{name}.out"
-        with log.open("wb") as out:
-            self._daemons.append(
-                subprocess.Popen(
-                    # The kernel ends it with the session, should the session be killed.
-                    ["setpriv", "--pdeathsig", "TERM", *command],
-                    env=self.env,
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                    cwd=self.home,
-                )
+        with log.open("ab") as out:
+            self._daemons[name] = subprocess.Popen(
+                # The kernel ends it with the session, should the session be killed.
+                ["setpriv", "--pdeathsig", "TERM", *command],
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=self.home,
             )
 
     def _start_munge(self) -> None:
@@ -175,10 +198,16 @@ StorageLoc=slurm_acct
 
     def _start_slurm(self, accounting: bool) -> None:
         (self.home / "slurm.conf").write_text(self._slurm_conf(accounting))
-        self._daemon("slurmctld", "slurmctld", "-D", "-c", "-f", self.env["SLURM_CONF"])
+        self._start_controller()
         for node in NODES:
-            self._daemon(f"slurmd_{node}", "slurmd", "-D", "-N", node, "-f", self.env["SLURM_CONF"])
+            self._start_node(node)
         until(lambda: self.run("sinfo", "-h", "-o", "%T %D", check=False) == f"idle {len(NODES)}", "idle nodes")
+
+    def _start_controller(self) -> None:
+        self._daemon("slurmctld", "slurmctld", "-D", "-f", self.env["SLURM_CONF"])
+
+    def _start_node(self, node: str) -> None:
+        self._daemon(f"slurmd_{node}", "slurmd", "-D", "-N", node, "-f", self.env["SLURM_CONF"])
 
     def _slurm_conf(self, accounting: bool) -> str:
         home, me, ports = self.home, self._user, self._ports
@@ -226,7 +255,11 @@ KillWait=10
 MinJobAge=3600
 MailProg=/bin/true
 {nodes}
-PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30
+PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 
 
@@ -245,14 +278,15 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def processes_of(home: str) -> list[int]:
-    """Every process, other than this one, whose environment names the cluster in `home`."""
-    mark = f"SLURM_CONF={home}/".encode()
+def processes_of(home: str, node: str = "") -> list[int]:
+    """Every process, other than this one, whose environment names the cluster in `home`, and `node` of it."""
+    marks = [f"SLURM_CONF={home}/".encode(), f"SLURMD_NODENAME={node}".encode() if node else b""]
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():
             with suppress(OSError):  # it has just ended, or is another user's
-                if mark in (folder / "environ").read_bytes():
+                environment = (folder / "environ").read_bytes()
+                if all(mark in environment for mark in marks):
                     found.append(int(folder.name))
     return found
 

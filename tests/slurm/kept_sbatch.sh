@@ -28,4 +28,4 @@ module load cuda
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output LOGS/%A_%a_%t_log.out --error LOGS/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores PYTHON -u -m submitit.core._submit LOGS
+srun --unbuffered --output LOGS/%A_%a_%t_log.out --error LOGS/%A_%a_%t_log.err --kill-on-bad-exit=1 --export=ALL --cpus-per-task=12 --cpu-bind=cores PYTHON -u -m submitit.core._submit LOGS

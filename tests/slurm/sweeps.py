@@ -76,7 +76,11 @@ class Sweep:
         return directory
 
     def launch(self) -> dict:
-        return json.loads((self.only() / "launch.json").read_text())
+        (launch,) = self.launches()
+        return launch
+
+    def launches(self) -> list[dict]:
+        return [json.loads(path.read_text()) for path in self.folder.glob("runs/*/*/launch.json")]
 
     def result(self) -> dict:
         return json.loads((self.only() / "result.json").read_text())

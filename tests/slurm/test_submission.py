@@ -327,6 +327,14 @@ def test_runs_share_jobs_as_many_as_are_allowed_and_fit_on_a_node(commands, tmp_
     assert [(one.run.config.threads, one.run.config.device.value) for one in task.jobs] == [(3, "cuda")] * 2
 
 
+@pytest.mark.parametrize(("kind", "asked"), [(None, "gpu:2"), ("a100", "gpu:a100:2")])
+def test_gpus_can_be_asked_for_by_gres(kind, asked, commands, tmp_path):
+    submit(jobs(tmp_path, 2), SlurmConfig(gpus_per_node=8, gpu_type=kind, use_gres=True))
+    (script,) = tmp_path.glob("runs/.slurm/*/*_submission.sh")
+    assert f"#SBATCH --gres={asked}\n" in script.read_text()
+    assert "gpus-per-node" not in script.read_text()
+
+
 @pytest.mark.parametrize(
     ("world_size", "limits", "expected"),
     [
@@ -350,6 +358,11 @@ def test_how_many_runs_fit_on_a_node(world_size, limits, expected, tmp_path):
         ({"extra": {"comment": "mine"}}, 1, ["hydra.launcher.extra.comment", "the launcher's own"]),
         ({"extra": {"cpus-per-task": 2}}, 1, ["extra.cpus-per-task", "set hydra.launcher.cpus_per_task"]),
         ({"gpu_type": "a100"}, 1, ["hydra.launcher.gpu_type=a100", "hydra.launcher.gpus_per_node=0"]),
+        (
+            {"use_gres": True, "extra": {"gres": "shard:1"}},
+            1,
+            ["extra.gres=shard:1", "use_gres=true", "leave one"],
+        ),
         ({"gpus_per_node": 8}, 11, ["world_size=11", "hydra.launcher.gpus_per_node=8"]),
         ({"array_parallelism": 0}, 1, ["hydra.launcher.array_parallelism=0", "at least 1"]),
         ({"timeout_min": 2}, 1, ["hydra.launcher.timeout_min=2", "signal_delay_s=90", "3 or more"]),

@@ -3,12 +3,13 @@
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from normlab import checkpoint
-from tests.slurm.cluster import PATIENCE_S, until
+from tests.slurm.cluster import NODES, PATIENCE_S, until
 from tests.slurm.sweeps import TINY, TRAIN, Sweep, change_ranks
 
 
@@ -30,14 +31,17 @@ def build(num_classes, width):
 """
 
 
-def test_a_sweep_of_a_model_of_ones_own_ends_as_the_same_runs_trained_here(cluster, tmp_path):
+def test_a_sweep_of_a_model_of_ones_own_ends_as_the_same_runs_trained_here(cluster, tmp_path, monkeypatch):
+    # As at sites that give jobs no variables of the login node.
+    monkeypatch.setitem(cluster.env, "SBATCH_EXPORT", "NONE")
     command = [*TINY, "epochs=1", "world_size=2", "seed=0,1", "norm=syncbn", "precision=fp64", "threads=1"]
     command += ["model=custom", "model.target=my_nets:build", "model.args.width=4"]
     there, here = Sweep(tmp_path / "there", cluster), Sweep(tmp_path / "here")
     for sweep in (there, here):
         sweep.folder.mkdir()
         (sweep.folder / "my_nets.py").write_text(MY_NETS)
-        done = sweep.run(*command)
+        setup = ["hydra.launcher.setup=['export GLOO_SOCKET_IFNAME=lo']"] if sweep.cluster else []
+        done = sweep.run(*command, *setup)
         assert done.returncode == 0, done.stdout + done.stderr
     found, expected = there.results(), here.results()
     assert len(found) == 2
@@ -88,6 +92,51 @@ def test_a_job_that_is_disturbed_twice_resumes_and_ends_with_the_same_parameters
         assert not sweep.results()
         cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now", "TimeLimit=10")
     sweep.wait_for_result()
+    result = sweep.result()
+    assert (result["status"], result["resumed"], result["launch"]["restarts"]) == ("finished", 2, 2)
+    assert_same_state(sweep.checkpoint(), undisturbed.checkpoint())
+
+
+@pytest.mark.full
+def test_a_job_that_is_preempted_outlives_the_controller_and_loses_a_node_ends_as_if_undisturbed(
+    cluster, tmp_path
+):
+    undisturbed, sweep = Sweep(tmp_path / "undisturbed"), Sweep(tmp_path / "disturbed", cluster)
+    for each in (undisturbed, sweep):
+        each.folder.mkdir()
+    done = undisturbed.run(*TINY, *STEPS, "world_size=2", "threads=1")
+    assert done.returncode == 0, done.stderr
+    slow = change_ranks(sweep.folder, SLOW_UNTIL_DISTURBED)
+    with sweep.started(*TINY, *STEPS, "world_size=2", "threads=1", "checkpoint_every_s=0", slow) as process:
+        until(lambda: list(sweep.folder.glob("runs/*/*/checkpoint.pt")), "a checkpoint", sweep.about)
+        job = sweep.launch()["job_id"]
+
+        def is_in_state(job: str, state: str) -> Callable[[], bool]:
+            return lambda: cluster.run("squeue", "-h", "-j", job, "-o", "%T") == state
+
+        def wait_until_stopped() -> int:
+            until(is_in_state(job, "PENDING"), "the requeue", sweep.about)
+            assert sweep.checkpoint()["step"] < undisturbed.checkpoint()["step"]
+            return sweep.checkpoint()["step"]
+
+        sweep.wait_for_step(2)
+        submit = "sbatch --parsable --partition=high --nodes=2 --exclusive --output=/dev/null --wrap"
+        high = cluster.run(*submit.split(), "sleep 600")
+        step = wait_until_stopped()
+        until(is_in_state(high, "RUNNING"), "the one that preempts", sweep.about)
+        cluster.run("scancel", high)
+        cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        sweep.wait_for_step(step + 2)
+        with cluster.without_controller():
+            sweep.wait_for_step(step + 5)
+        with cluster.without_node(NODES[1]):
+            wait_until_stopped()
+            cluster.run("scontrol", "hold", job)
+        # Later than the second in which the node was told to end the job: it would refuse to start it again.
+        cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now+2")
+        cluster.run("scontrol", "release", job)
+        out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, out + err
     result = sweep.result()
     assert (result["status"], result["resumed"], result["launch"]["restarts"]) == ("finished", 2, 2)
     assert_same_state(sweep.checkpoint(), undisturbed.checkpoint())
@@ -224,3 +273,24 @@ def test_a_race_gives_its_runs_to_the_cluster(cluster, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(tmp_path.glob("runs/race/*/result.json"))) == 2 + 4
     assert "race: after 2 seeds " in done.stderr
+
+
+@pytest.mark.full
+def test_an_optuna_search_that_was_stopped_finds_its_trials_in_the_queue(cluster, tmp_path):
+    pytest.importorskip("optuna")
+    sweep = Sweep(tmp_path, cluster)
+    search = [*TINY, "epochs=1", "hydra/sweeper=optuna", "hydra.sweeper.sampler.seed=1", "hydra.sweeper.n_jobs=2"]
+    search += ["hydra.sweeper.n_trials=2", "hydra.sweeper.direction=maximize", "optim.lr=interval(0.01,1)"]
+    with sweep.started(*search, "+hydra.launcher.extra.hold=true") as process:
+        until(
+            lambda: len(cluster.run("squeue", "-h", "--array", "-o", "%i").split()) == 2, "two jobs", sweep.about
+        )
+        until(lambda: all(launch["job_id"] for launch in sweep.launches()), "their ids", sweep.about)
+        os.kill(process.pid, signal.SIGINT)
+        process.communicate(timeout=PATIENCE_S)
+    jobs = sorted(launch["job_id"] for launch in sweep.launches())
+    for job in jobs:
+        cluster.run("scontrol", "release", job)
+    done = sweep.run(*search)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(result["launch"]["job_id"] for result in sweep.results().values()) == jobs
