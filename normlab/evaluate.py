@@ -85,7 +85,13 @@ def evaluate_run(directory: Path, changes: Sequence[str], splits: Sequence[str] 
     )
     ranks = Ranks(0, 1, 1, choose_device(cfg.device, 1))
     ranks.set_threads(cfg.threads)
-    numerics = Numerics.of(cfg.precision, ranks.device, channels_last=cfg.channels_last)
+    numerics = Numerics.of(
+        cfg.precision,
+        ranks.device,
+        channels_last=cfg.channels_last,
+        deterministic=cfg.deterministic,
+        one_size=cfg.data.task == "classification",
+    )
     module = numerics.module(_converted(cfg, dataset))
     checkpoint.check(path, state, run.hash, run.steps(len(dataset.train))[1], module)
     task = build_task(cfg, dataset, ranks.device)

@@ -1,5 +1,6 @@
 """The device and the number formats in which a model computes."""
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +19,18 @@ class Numerics:
     memory_format: torch.memory_format
 
     @classmethod
-    def of(cls, precision: Precision, device: torch.device, *, channels_last: bool = False) -> "Numerics":
-        """This also sets whether the process may use TF32 on CUDA; by torch's own default, convolutions do.
+    def of(
+        cls,
+        precision: Precision,
+        device: torch.device,
+        *,
+        channels_last: bool = False,
+        deterministic: bool = False,
+        one_size: bool = False,
+    ) -> "Numerics":
+        """This also sets how the process computes on CUDA: whether it uses TF32, as convolutions do by torch's own
+        default; whether only `deterministic` algorithms; and else, for images of `one_size`, the fastest one for
+        each convolution, which cuDNN finds out by trying them at each new shape.
 
         Raises: ConfigError for tf32 on a CPU.
         """
@@ -27,6 +38,11 @@ class Numerics:
         # The newer `fp32_precision` is not used: once it is set, reading these raises, and inductor reads them.
         torch.backends.cudnn.allow_tf32 = precision is Precision.tf32
         torch.backends.cuda.matmul.allow_tf32 = precision is Precision.tf32
+        torch.backends.cudnn.benchmark = one_size and not deterministic
+        if device.type == "cuda":
+            torch.use_deterministic_algorithms(deterministic)
+            if deterministic:  # cuBLAS reads it at its first use
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # The meta device, which only has shapes, has no autocast, and nothing is cast there.
         autocast_on = device.type if torch.amp.is_autocast_available(device.type) else "cpu"
         return cls(

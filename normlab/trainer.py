@@ -64,7 +64,13 @@ class Trainer:
         self.threads = ranks.set_threads(cfg.threads)
         self.global_batch_size = cfg.global_batch_size(ranks.world_size)
         self.steps_per_epoch, self.total_steps = run.steps(len(dataset.train))
-        self.numerics = Numerics.of(cfg.precision, ranks.device, channels_last=cfg.channels_last)
+        self.numerics = Numerics.of(
+            cfg.precision,
+            ranks.device,
+            channels_last=cfg.channels_last,
+            deterministic=cfg.deterministic,
+            one_size=cfg.data.task == "classification",
+        )
         self.task = build_task(cfg, dataset, ranks.device)
         inputs = data.inputs(cfg.data, dataset, self.numerics)
         self.batches = TrainBatches(

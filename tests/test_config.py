@@ -129,6 +129,7 @@ def test_every_field_has_a_docstring():
         (["model.width=100000"], ["model.width=100000", "at most 1024"]),
         ([*SEGMENTATION, "data.crop_size=20000"], ["data.crop_size=20000", "at most 4096"]),
         ([*SEGMENTATION, "data.scale_min=1e-12"], ["data.scale_min=1e-12"]),
+        ([*SEGMENTATION, "deterministic=true"], ["deterministic=true", "set deterministic=false, or device=cpu"]),
     ],
 )
 def test_a_bad_value_is_one_line_that_names_key_value_and_fix(overrides, words):

@@ -73,10 +73,10 @@ def test_what_else_a_run_may_do_gives_the_losses_of_the_cpu(overrides, train_on)
     assert_the_device_trains_as_the_cpu(train_on, 1e-9, *TEN_STEPS, "precision=fp64", *overrides)
 
 
-def test_a_run_that_is_stopped_and_resumed_gives_the_losses_of_one_that_is_not(train_on):
-    overrides = [*TEN_STEPS, "precision=fp64", "norm=bn"]
+def test_a_run_that_is_stopped_and_resumed_gives_the_losses_of_one_that_is_not_to_the_last_bit(train_on):
+    overrides = [*TEN_STEPS, "norm=bn", "deterministic=true"]
     straight, _ = train_on(DEVICE, *overrides)
     before, stopped = train_on(DEVICE, *overrides, stop=StopAt(5, 15), folder="cut")
     after, resumed = train_on(DEVICE, *overrides, folder="cut")
     assert (stopped.status, resumed.status, resumed.measured["resumed"]) == ("stopped", "finished", 1)
-    torch.testing.assert_close(torch.cat([before, after]), straight, rtol=1e-9, atol=0)
+    assert torch.equal(torch.cat([before, after]), straight)

@@ -1,5 +1,7 @@
 """What a model computes with."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -70,6 +72,34 @@ def test_tf32_is_used_where_it_is_asked_for_and_nowhere_else(precision, tf32_as_
     for kernels in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul):
         assert (kernels.fp32_precision == "tf32") == (precision is Precision.tf32)
     torch.backends.cuda.matmul.allow_tf32  # noqa: B018  inductor reads it; it raises where both APIs were used
+
+
+@pytest.fixture
+def algorithms_as_they_were(monkeypatch):
+    kept = torch.backends.cudnn.benchmark
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    yield
+    torch.backends.cudnn.benchmark = kept
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    ("device", "deterministic", "one_size", "expected"),
+    [
+        ("cuda", False, True, (True, False, None)),
+        ("cuda", False, False, (False, False, None)),
+        ("cuda", True, True, (False, True, ":4096:8")),
+        ("cpu", True, True, (False, False, None)),
+    ],
+)
+def test_cuda_tries_algorithms_or_takes_deterministic_ones(
+    device, deterministic, one_size, expected, algorithms_as_they_were, tf32_as_it_was
+):
+    device = torch.device(device)
+    Numerics.of(Precision.fp32, device, deterministic=deterministic, one_size=one_size)
+    found = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    assert (*found, os.environ.get("CUBLAS_WORKSPACE_CONFIG")) == expected
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
 def test_a_cpu_has_no_tf32():

@@ -100,6 +100,10 @@ class Config(Section):
     channels_last: bool = False
     """Keep images and weights in memory with the channel as the fastest axis."""
 
+    deterministic: bool = setting(False, identity=False)
+    """On CUDA, compute the same bits each time, which is slower; then a run that is resumed ends as an undisturbed
+    one to the last bit. On the CPU this holds without it. Refused for segmentation on CUDA."""
+
     output_dir: str = setting("runs", identity=False)
     """Folder under which studies and their runs are kept."""
 
@@ -134,6 +138,11 @@ class Config(Section):
             check_folder_name("study", self.study)
         if self.device is Device.cpu:
             check_tf32(self.precision, "cpu")
+        if self.deterministic and self.device is not Device.cpu and self.data.task == "segmentation":
+            raise ConfigError(
+                "deterministic=true: torch has no deterministic loss and interpolation of pixels on CUDA; set "
+                "deterministic=false, or device=cpu."
+            )
         if self.data.task != self.model.task:
             fits = {"classification": "model=resnet20", "segmentation": "model=fcn_resnet20"}[self.data.task]
             raise ConfigError(
