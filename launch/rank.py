@@ -13,6 +13,7 @@ from normlab import data, distributed
 from normlab.config import Config, ConfigError
 from normlab.console import show_loading
 from normlab.data.dataset import Dataset
+from normlab.data.decode import UnreadableError
 from normlab.logger import FileLogger, LoggerList
 from normlab.preflight import plan
 from normlab.progress import ProgressLogger
@@ -60,8 +61,8 @@ def run_rank(cfg: Config, study: str, run: Run | None = None) -> int:
             if claimed == "train":
                 code = _train(run, here.hash, dataset, ranks, stop_signal)
         except ConfigError as error:
-            # Every rank has the same error, so one of them says it.
-            if rank == 0:
+            # Every rank has the same error, so one of them says it; but a picture is read by one rank alone.
+            if rank == 0 or isinstance(error, UnreadableError):
                 print(f"error: {error}", file=sys.stderr)
                 if claimed == "train" or (run is not None and _lock(run, held)):
                     assert run is not None

@@ -40,8 +40,12 @@ class Ranks:
 
     def set_threads(self, threads: int | None) -> int:
         """Give this rank `threads` threads, or its share of the cores. Returns how many."""
-        torch.set_num_threads(threads or max(1, available_cores() // self.local_world_size))
+        torch.set_num_threads(threads or self.cores())
         return torch.get_num_threads()
+
+    def cores(self) -> int:
+        """This rank's share of the machine's cores, at least 1."""
+        return max(1, available_cores() // self.local_world_size)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over ranks. Collective: every rank must call."""

@@ -95,7 +95,7 @@ def evaluate_run(directory: Path, changes: Sequence[str], splits: Sequence[str] 
     module = numerics.module(_converted(cfg, dataset))
     checkpoint.check(path, state, run.hash, run.steps(len(dataset.train))[1], module)
     task = build_task(cfg, dataset, ranks.device)
-    evaluator = Evaluator(module, cfg, dataset, ranks, task, data.inputs(cfg.data, dataset, numerics))
+    evaluator = Evaluator(module, cfg, dataset, ranks, task, data.inputs(cfg.data, dataset, numerics, ranks))
     buffers = _restore(module, state, evaluator)
     metrics: dict[str, float] = {}
     for name, split in chosen.items():

@@ -72,7 +72,7 @@ class Trainer:
             one_size=cfg.data.task == "classification",
         )
         self.task = build_task(cfg, dataset, ranks.device)
-        inputs = data.inputs(cfg.data, dataset, self.numerics)
+        inputs = data.inputs(cfg.data, dataset, self.numerics, ranks)
         self.batches = TrainBatches(
             dataset.train,
             inputs,

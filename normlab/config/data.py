@@ -31,11 +31,12 @@ class DataConfig(Choice):
 
     input_mean: list[float] | None = setting(None, minimum=0, maximum=1)
     """Subtracted from each channel of pixels in [0, 1], in training and evaluation. null: the training data's
-    mean. Pretrained weights need the values they were trained with: [0.485, 0.456, 0.406] for ImageNet."""
+    mean, or ImageNet's with decode=stream. Pretrained weights need the values they were trained with:
+    [0.485, 0.456, 0.406] for ImageNet."""
 
     input_std: list[float] | None = setting(None, minimum=0.001)
-    """Each channel is divided by this after the subtraction. null: the training data's standard deviation.
-    [0.229, 0.224, 0.225] for ImageNet."""
+    """Each channel is divided by this after the subtraction. null: the training data's standard deviation, or
+    ImageNet's with decode=stream: [0.229, 0.224, 0.225]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,6 +81,13 @@ class CifarConfig(DataConfig):
     """Download the archive if it is missing (its checksum is verified either way)."""
 
 
+class Decode(Enum):
+    """When image files are decoded."""
+
+    cache = "cache"
+    stream = "stream"
+
+
 @choice("image_folder")
 @dataclass(kw_only=True)
 class ImageFolderConfig(DataConfig):
@@ -92,11 +100,23 @@ class ImageFolderConfig(DataConfig):
     root: str | None = setting(None, identity=False)
     """Folder that holds train/<class>/ and test/<class>/ (or val/<class>/)."""
 
+    decode: Decode = Decode.cache
+    """cache: every file once, before the first run; stream: each picture whenever it is needed, for data that are
+    too large to keep decoded."""
+
     image_size: int = setting(32, minimum=4, maximum=4096)
-    """Side in pixels: the shorter side is resized to it, then the centre is cut out."""
+    """Side in pixels: the shorter side is resized to it (with decode=stream to image_size / 0.875, 256 for 224),
+    then the centre is cut out."""
+
+    augment: bool = True
+    """Random crop after padding by 4 pixels, and random horizontal flip. With decode=stream, a random part of 8 to
+    100 percent of the picture's area, resized to image_size, and the flip."""
+
+    workers: int | None = setting(None, minimum=1, maximum=1024, identity=False)
+    """For decode=stream: threads per rank that decode. null: the machine's cores divided among its ranks."""
 
     cache_dir: str | None = setting(None, identity=False)
-    """Where decoded pixels are kept. null: $XDG_CACHE_HOME/normlab, or ~/.cache/normlab."""
+    """For decode=cache: where decoded pixels are kept. null: $XDG_CACHE_HOME/normlab, or ~/.cache/normlab."""
 
 
 @choice("custom")

@@ -24,9 +24,10 @@ class Augmentation(Protocol):
     def batch(
         self, split: Split, index_B: torch.Tensor, draws: torch.Tensor | None, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The samples at `index_B` on the device: images (B, H, W, 3) uint8 and their labels.
+        """The samples at `index_B`: images (B, H, W, 3) uint8 and their labels.
 
-        `draws` are those of the whole split; None leaves out everything random.
+        What can be computed on `device` is, and is left there. `draws` are those of the whole split; None leaves
+        out everything random.
         """
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
@@ -10,7 +9,7 @@ from torchvision.transforms.v2 import functional
 
 from normlab.config.data import SegmentationConfig
 from normlab.data.dataset import IGNORED, MaskedImages, Split
-from normlab.data.order import Stream, random_words
+from normlab.data.order import Stream, random_words, unit
 
 NUM_DRAWS = 7
 
@@ -33,8 +32,7 @@ class ScaleAndCrop:
     def draws(self, num_samples: int, *, seed: int, epoch: int) -> torch.Tensor:
         """(num_samples, 7) float64 on [0, 1): scale, row, column, flip, brightness, contrast, saturation."""
         words = random_words(num_samples * NUM_DRAWS, seed=seed, epoch=epoch, stream=Stream.augment)
-        unit = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        return torch.from_numpy(unit.reshape(num_samples, NUM_DRAWS))
+        return torch.from_numpy(unit(words).reshape(num_samples, NUM_DRAWS))
 
     def batch(
         self, split: Split, index_B: torch.Tensor, draws: torch.Tensor | None, device: torch.device

@@ -1,18 +1,26 @@
 """Batches for training and for evaluation: the share of this process."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
 from normlab.data.augment import Augmentation
 from normlab.data.dataset import Split
+from normlab.data.decode import in_threads
 from normlab.data.order import Stream, epoch_order, fixed_permutation, permutation, steps_per_epoch
 from normlab.distributed import Ranks
 from normlab.numerics import Numerics
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Normalised images (B, 3, H, W), and labels: (B,) int64, or (B, H, W) where each pixel has its own."""
+
+PIECE = 4
+"""Samples that a thread reads at a time: few, so that all threads work on the batch that is needed next."""
+
+AHEAD = 2
+"""How many batches are read ahead; more if a batch has fewer than PIECE samples per thread."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +32,52 @@ class Inputs:
     std_C: torch.Tensor
     numerics: Numerics
 
-    def batch(self, split: Split, index_B: torch.Tensor, draws: torch.Tensor | None = None) -> Batch:
-        """Samples at the size for training, augmented if the split's `draws` are given."""
-        images_BHWC, labels = self.augmentation.batch(split, index_B, draws, self.numerics.device)
-        return self.normalised(images_BHWC), labels
+    workers: int = 0
+    """Threads that read samples before they are needed. 0: each batch is made when it is asked for."""
 
-    def whole(self, split: Split, index_B: torch.Tensor) -> Batch:
-        """Samples at full size."""
-        images_BHWC, labels = split.take(index_B)
-        return self.normalised(images_BHWC), labels.to(self.numerics.device)
+    def batches(
+        self, split: Split, indices: Sequence[torch.Tensor], draws: torch.Tensor | None = None
+    ) -> Iterator[Batch]:
+        """A batch for each of `indices`, at the size for training, augmented if the split's `draws` are given."""
+        device = self.numerics.device
+        return self._made(lambda index_B: self.augmentation.batch(split, index_B, draws, device), indices)
+
+    def whole_batches(self, split: Split, indices: Sequence[torch.Tensor]) -> Iterator[Batch]:
+        """A batch for each of `indices`, at full size."""
+        return self._made(split.take, indices)
+
+    def _made(
+        self, make: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], indices: Sequence[torch.Tensor]
+    ) -> Iterator[Batch]:
+        made = read_ahead(make, indices, self.workers) if self.workers else map(make, indices)
+        for images_BHWC, labels in made:
+            yield self.normalised(images_BHWC), labels.to(self.numerics.device)
 
     def normalised(self, images_BHWC: torch.Tensor) -> torch.Tensor:
         return self.numerics.images(images_BHWC, self.mean_C, self.std_C)
+
+
+def read_ahead(
+    make: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    indices: Sequence[torch.Tensor],
+    workers: int,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """make(index_B) for each batch of `indices`, in order, in pieces by threads, a bounded number of them ahead.
+
+    The threads end with the iterator, and what `make` raises for a piece is raised when its batch is asked for.
+    """
+
+    def num_pieces(index_B: torch.Tensor) -> int:
+        return -(-len(index_B) // PIECE)
+
+    pieces = (piece_B for index_B in indices for piece_B in index_B.split(PIECE))
+    ahead = max(2 * workers, AHEAD * max(map(num_pieces, indices), default=0))
+    made = in_threads(make, pieces, workers, ahead)
+    for index_B in indices:
+        images, labels = zip(*islice(made, num_pieces(index_B)), strict=True)
+        # Joined as BCHW, since that is how they lie in memory.
+        images_BCHW = torch.cat([images_BHWC.permute(0, 3, 1, 2) for images_BHWC in images])
+        yield images_BCHW.permute(0, 2, 3, 1), torch.cat(labels)
 
 
 class TrainBatches:
@@ -75,8 +117,12 @@ class TrainBatches:
         draws = None
         if self._augment:
             draws = self._inputs.augmentation.draws(len(self._split), seed=self._seed, epoch=epoch)
-        for micro_batches in order[first_step:, :, self._ranks_here]:
-            yield [self._inputs.batch(self._split, indices.T.reshape(-1), draws) for indices in micro_batches]
+        here = order[first_step:, :, self._ranks_here]
+        steps, accumulate, *_ = here.shape
+        dealt = here.transpose(2, 3).flatten(2).flatten(0, 1)
+        batches = self._inputs.batches(self._split, dealt.unbind(), draws)
+        for _ in range(steps):
+            yield list(islice(batches, accumulate))
 
 
 def eval_batches(
@@ -91,8 +137,7 @@ def eval_batches(
     order = torch.arange(len(split))
     if limit is not None and limit < len(split):
         order = fixed_permutation(len(split))[:limit]
-    for index_B in split.eval_groups(order, batch_size)[ranks.rank :: ranks.world_size]:
-        yield inputs.whole(split, index_B)
+    return inputs.whole_batches(split, split.eval_groups(order, batch_size)[ranks.rank :: ranks.world_size])
 
 
 def precise_batches(
@@ -114,5 +159,5 @@ def precise_batches(
     chunks = min(samples, len(split)) // chunk_size
     order_KB = order[: chunks * chunk_size].view(chunks, chunk_size)
     batches = order_KB.split(chunks_per_batch) if chunks else ()  # split would make one empty batch
-    for index_KB in batches[ranks.rank :: ranks.world_size]:
-        yield inputs.batch(split, index_KB.T.reshape(-1))
+    here = [index_KB.T.reshape(-1) for index_KB in batches[ranks.rank :: ranks.world_size]]
+    return inputs.batches(split, here)

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -40,15 +40,22 @@ def decode_all(paths: list[str], size: int) -> Iterator[np.ndarray]:
     return in_threads(lambda block: _decode_block(block, size), blocks)
 
 
-def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """work(item) for each item, in order, by a small pool of threads; few results are in memory at once."""
-    workers = min(8, os.cpu_count() or 1)
+def in_threads(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None, ahead: int | None = None
+) -> Iterator[Result]:
+    """work(item) for each item, in order, by a pool of threads, which ends with the iterator.
+
+    At most `ahead` results (default: 2 per worker) are in memory besides the one that is given. The default of
+    `workers` is small.
+    """
+    workers = workers or min(8, os.cpu_count() or 1)
+    ahead = ahead or 2 * workers
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
-                if len(waiting) > 2 * workers:
+                if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -57,9 +64,13 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterato
                 future.cancel()
 
 
+class UnreadableError(ConfigError):
+    """An image file that cannot be read. While a run trains, only the rank that reads it knows."""
+
+
 @contextmanager
 def opened(path: str) -> Iterator[Image.Image]:
-    """An image file. Raises: ConfigError naming it if it cannot be read, also within the block."""
+    """An image file. Raises: UnreadableError naming it if it cannot be read, also within the block."""
     try:
         with Image.open(path) as image:
             yield image
@@ -67,7 +78,7 @@ def opened(path: str) -> Iterator[Image.Image]:
         if isinstance(error, ConfigError):
             raise
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} cannot be read as an image ({reason}); replace or remove it.") from error
+        raise UnreadableError(f"{path} cannot be read as an image ({reason}); replace or remove it.") from error
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

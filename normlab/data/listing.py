@@ -73,6 +73,15 @@ def _require_file(path: str, found: os.stat_result) -> None:
         raise ConfigError(f"{path} is not a file but a folder, pipe, socket or device; remove it.")
 
 
+def read_bytes(path: str) -> bytes:
+    """The content of a file. Raises: ConfigError if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
 def files_under(folder: str) -> list[tuple[str, int, int]]:
     """Path, size and time of change in ns of each image under a folder, at any depth; hidden ones are left out.
 

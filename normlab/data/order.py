@@ -20,6 +20,7 @@ class Stream(IntEnum):
     precise = 5
     shapes_seg_train = 6
     shapes_seg_test = 7
+    resized_crop = 8
 
 
 def stream_of(purpose: str) -> int:
@@ -37,6 +38,11 @@ def random_words(count: int, *, seed: int, epoch: int, stream: int) -> np.ndarra
     key = np.array([seed % 2**64, stream], dtype=np.uint64)
     counter = np.array([0, 0, epoch, 0], dtype=np.uint64)
     return np.random.Philox(key=key, counter=counter).random_raw(count)
+
+
+def unit(words: np.ndarray) -> np.ndarray:
+    """Uniform float64 numbers on [0, 1), one from each of the uint64 words."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(count: int, *, seed: int, epoch: int, stream: int) -> torch.Tensor:

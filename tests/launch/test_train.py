@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from normlab import checkpoint
+from normlab.data.order import epoch_order
+from tests.data.jpeg_files import write_folder
 from tests.processes import LONG, PATIENCE_S, ROOT, TINY, TRAIN, Job, alive, descendants, until
 
 
@@ -215,3 +217,37 @@ def test_a_rank_that_raises_is_shown_with_its_error_and_ends_the_others(tmp_path
     assert "RuntimeError: out of luck" in err
     result = result_in(tmp_path)
     assert (result["status"], result["error"]) == ("failed", "rank 1: out of luck")
+
+
+def streamed(folder: Path) -> list[str]:
+    """Two ranks, a batch of 2 each, on 26 pictures; small, as TINY is."""
+    root = write_folder(folder / "pictures", 13, 3)
+    options = [f"data.root={root}", "data.decode=stream", "data.image_size=16", "world_size=2", "batch_size=2"]
+    return ["data=image_folder", *options, "eval_train_samples=4", "diagnostics=false", "progress=false"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_picture_that_one_rank_cannot_read_is_one_line_that_names_it(rank, tmp_path):
+    overrides = streamed(tmp_path)
+    order = epoch_order(26, seed=0, epoch=0, accumulate=1, logical_ranks=2, batch_size=2)
+    path = sorted((tmp_path / "pictures/train").glob("*/*.jpg"))[int(order[3, 0, rank, 1])]
+    path.write_bytes(path.read_bytes()[:300])
+    code, _, err = train(tmp_path, *overrides)
+    assert code == 2
+    assert "Traceback" not in err
+    [line] = [line for line in err.splitlines() if line.startswith("error:")]
+    assert line.startswith(f"error: {path} cannot be read as an image (")
+    result = result_in(tmp_path)
+    assert (result["status"], f"error: {result['error']}") == ("failed", line)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_streamed_run_leaves_nothing_behind_when_it_is_stopped_or_killed(number, start, tmp_path):
+    job = start(TRAIN, *streamed(tmp_path), "epochs=1000", "eval_every_epochs=1000", "checkpoint_every_s=0")
+    job.wait_for_step(3)
+    ranks = job.ranks()
+    assert len(ranks) >= 2
+    os.kill(job.process.pid, number)
+    code, _, _ = job.end()
+    assert code == (128 + number if number == signal.SIGTERM else -number)
+    until(lambda: not any(map(alive, ranks)))
