@@ -105,6 +105,10 @@ class TorchvisionConfig(ModelConfig):
     """cifar: a 3x3 convolution of stride 1 and no max-pool, for small images (ResNets only); own:
     torchvision's; null: cifar for ResNets, own for the rest."""
 
+    zero_init_residual: bool = False
+    """Start gamma of each residual block's last norm at 0, so that a block is the identity at first (ResNets only;
+    arXiv:1706.02677, section 5.1)."""
+
 
 @choice("timm")
 @dataclass(kw_only=True)

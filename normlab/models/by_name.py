@@ -17,7 +17,7 @@ def torchvision_model(cfg: TorchvisionConfig, num_classes: int) -> nn.Module:
     """Any classification model of torchvision; `Stem.cifar` makes a ResNet suit images of about 32 pixels.
 
     Shape: images (B, 3, H, W) -> logits (B, num_classes). Dropout and stochastic depth are 0.
-    Raises: ConfigError where torchvision has no such model, or the model no such stem.
+    Raises: ConfigError where torchvision has no such model, or the model no such stem or residual blocks.
     Source: the stem of 3x3 at stride 1 without max-pool is that of He et al. 2015, section 4.2.
     """
     name, stem = cfg.name, cfg.stem
@@ -27,6 +27,12 @@ def torchvision_model(cfg: TorchvisionConfig, num_classes: int) -> nn.Module:
             f"model.name={name} is not a classification model of torchvision; choose one of {', '.join(known)}."
         )
     options = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
+    if cfg.zero_init_residual:
+        if torchvision.models.get_model_builder(name).__module__ != torchvision.models.resnet.__name__:
+            raise ConfigError(
+                f"model.zero_init_residual=true is for ResNets, and model.name={name} is none; leave it out."
+            )
+        options["zero_init_residual"] = True
     model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
     is_resnet = isinstance(model, torchvision.models.ResNet)
     if stem is Stem.cifar and not is_resnet:

@@ -3,6 +3,7 @@
 import math
 import os
 from errno import EACCES, ENOSPC
+from itertools import product
 
 import pytest
 from hydra import initialize_config_dir
@@ -14,6 +15,9 @@ from launch.plugins import register_launchers
 from launch.sweep import how_it_ended
 from normlab.config import ConfigError
 from normlab.config.schema import register_schemas
+from normlab.optimizer import LearningRate
+from normlab.report.published import GN_PAPER_ERROR_PERCENT
+from tests.data.jpeg_files import write_folder
 from tests.runs import CONF, SEGMENTATION
 
 DATA = ["data.num_train=96", "data.num_test=50"]
@@ -51,6 +55,50 @@ def test_a_value_that_is_not_the_commands_stands_in_the_name(plan):
 def test_the_study_is_that_of_the_experiment_unless_given(plan):
     jobs = plan([], ["experiment=quickstart"], ["experiment=quickstart", "study=mine"])
     assert [job.study for job in jobs] == ["default", "quickstart", "mine"]
+
+
+def test_the_gn_papers_preset_plans_the_papers_runs(tmp_path):
+    """Against Wu & He 2018, arXiv:1803.08494, section 4.1 and table 2."""
+    preset = CONF / "experiment/imagenet_gn_paper.yaml"
+    words = [line.split() for line in preset.read_text().splitlines()]
+    assert ["#", "validation", "error,", "%,", "on", "8", "GPUs", *map(str, (32, 16, 8, 4, 2))] in [
+        w[:12] for w in words
+    ]
+    for norm, errors in GN_PAPER_ERROR_PERCENT.items():
+        by_batch = [str(errors[batch]) for batch in (32, 16, 8, 4, 2)]
+        assert by_batch in [w[-5:] for w in words if w[:2] == ["#", norm]]
+
+    root = write_folder(tmp_path / "imagenet", 128, 1)
+    register_schemas()
+    register_launchers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        command = ["experiment=imagenet_gn_paper", f"data.root={root}", f"output_dir={tmp_path}"]
+        master = loader.load_configuration("config", command, RunMode.MULTIRUN)
+        swept = [
+            [f"{key}={v}" for v in str(values).split(",")] for key, values in master.hydra.sweeper.params.items()
+        ]
+        jobs = plan_jobs(master, loader, [[*command, *job] for job in product(*swept)])
+    assert {(job.run.config.norm.name, job.run.config.batch_size) for job in jobs} == {
+        (norm, batch) for norm, errors in GN_PAPER_ERROR_PERCENT.items() for batch in errors
+    }
+    assert len(jobs) == 10
+    for cfg in (job.run.config for job in jobs):
+        assert cfg.norm.name == "bn" or cfg.norm.num_groups == 32
+        assert (cfg.model.name, cfg.model.stem.value, cfg.model.zero_init_residual) == ("resnet50", "own", True)
+        assert (cfg.data.decode.value, cfg.data.image_size, cfg.logical_ranks(1), cfg.epochs) == (
+            "stream",
+            224,
+            8,
+            100,
+        )
+        assert (cfg.optim.momentum, cfg.optim.weight_decay, cfg.optim.norm_weight_decay) == (0.9, 1e-4, None)
+        rate = LearningRate.from_config(
+            cfg.optim, global_batch_size=cfg.global_batch_size(1), steps_per_epoch=1, total_steps=100
+        )
+        first = 0.1 * cfg.batch_size / 32
+        expected = [first] * 30 + [first / 10] * 30 + [first / 100] * 30 + [first / 1000] * 10
+        assert [rate(epoch) for epoch in range(100)] == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_run_that_is_asked_for_twice_is_trained_once_and_returned_twice(plan):

@@ -4,7 +4,9 @@ from torch import nn
 
 from normlab.config import ConfigError
 from normlab.config.model import CifarResNetConfig, Stem, TorchvisionConfig
+from normlab.config.norm import BatchNormConfig, GroupNormConfig
 from normlab.models import build_model
+from normlab.norms import convert_norms
 
 
 def parameters(model: nn.Module) -> int:
@@ -71,6 +73,23 @@ def test_torchvision_with_a_cifar_stem_keeps_the_resolution_of_small_images():
         image = torch.zeros(1, 3, 32, 32)
         sizes = [m.maxpool(m.relu(m.bn1(m.conv1(image)))).shape[-1] for m in (cifar, own)]
     assert sizes == [32, 8]
+
+
+@pytest.mark.parametrize(("name", "norm"), [("resnet18", BatchNormConfig()), ("resnet50", GroupNormConfig())])
+def test_with_zero_init_residual_each_block_begins_as_its_shortcut(name, norm):
+    built = build_model(TorchvisionConfig(name=name, zero_init_residual=True), 10, seed=0)
+    model = convert_norms(built, norm).eval()
+    x = torch.rand(2, model.layer1[0].conv1.in_channels, 8, 8)
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        for block in stage:
+            shortcut = x if block.downsample is None else block.downsample(x)
+            x = block(x)
+            assert torch.equal(x, shortcut.relu())
+
+
+def test_zero_init_residual_is_refused_for_a_model_without_residual_blocks():
+    with pytest.raises(ConfigError, match=r"model\.zero_init_residual=true is for ResNets, and model\.name=vgg11"):
+        build_model(TorchvisionConfig(name="vgg11", zero_init_residual=True), 10, seed=0)
 
 
 def test_a_name_that_torchvision_does_not_have_lists_those_it_has():
