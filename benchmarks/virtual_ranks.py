@@ -24,9 +24,10 @@ from torch.nn.parallel import DistributedDataParallel
 from normlab.bench.ranks import RankPool
 from normlab.config.model import CifarResNetConfig
 from normlab.config.norm import BatchNormConfig, NormConfig, SyncBatchNormConfig
-from normlab.distributed import NO_BUFFER_SYNC, available_cores
+from normlab.distributed import available_cores
 from normlab.models import build_model
 from normlab.norms import convert_norms
+from normlab.older_torch import NO_BUFFER_SYNC
 
 RANKS, BATCH_SIZE = 8, 2
 NORMS = {"bn": BatchNormConfig, "syncbn": SyncBatchNormConfig}

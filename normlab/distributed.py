@@ -8,25 +8,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from datetime import timedelta
-from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from normlab.config import ConfigError
 from normlab.config.config import Device
 from normlab.devices import OwnGpu, all_have_one, fallback_note
 
 T = TypeVar("T")
-
-_KNOWN = signature(DistributedDataParallel).parameters
-NO_BUFFER_SYNC: dict[str, Any] = {
-    next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in _KNOWN): False
-}
-"""An argument of DistributedDataParallel, which has the latter name before torch 2.15."""
 
 
 @dataclass(frozen=True)

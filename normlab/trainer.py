@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from normlab import checkpoint, data
 from normlab.data.batches import TrainBatches
 from normlab.data.dataset import Dataset
-from normlab.distributed import NO_BUFFER_SYNC, Ranks, device_name
+from normlab.distributed import Ranks, device_name
 from normlab.evaluator import Buffers, Evaluator, Stopped
 from normlab.logger import Logger
 from normlab.models import build_model, seeded
@@ -22,6 +22,7 @@ from normlab.models.initial_weights import head_parameters, load_initial_weights
 from normlab.norms import LEFT_ALONE, NormLayer, convert_norms, format_report
 from normlab.norms.diagnostics import PerLayer
 from normlab.numerics import Numerics
+from normlab.older_torch import NO_BUFFER_SYNC
 from normlab.optimizer import LearningRate, build_optimizer
 from normlab.run import Run
 from normlab.tasks import build_task

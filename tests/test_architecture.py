@@ -14,7 +14,14 @@ ROOT = Path(__file__).parents[1]
 
 # Each room may import from those before it, and from itself.
 LAYERS = [
-    ["normlab.config", "normlab.atomic", "normlab.console", "normlab.markdown", "normlab.pictures"],
+    [
+        "normlab.config",
+        "normlab.atomic",
+        "normlab.console",
+        "normlab.markdown",
+        "normlab.pictures",
+        "normlab.older_torch",
+    ],
     ["normlab.run_files", "normlab.squeue", "normlab.metrics", "normlab.devices", "normlab.targets"],
     ["normlab.run", "normlab.run_state", "normlab.distributed", "normlab.numerics"],
     ["normlab.norms", "normlab.data", "normlab.checkpoint", "normlab.logger"],

@@ -69,8 +69,12 @@ def test_tf32_is_used_where_it_is_asked_for_and_nowhere_else(precision, tf32_as_
     torch.backends.cudnn.allow_tf32 = precision is not Precision.tf32
     torch.backends.cuda.matmul.allow_tf32 = precision is not Precision.tf32
     Numerics.of(precision, torch.device("meta"))
-    for kernels in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul):
-        assert (kernels.fp32_precision == "tf32") == (precision is Precision.tf32)
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # since torch 2.9
+        for kernels in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul):
+            assert (kernels.fp32_precision == "tf32") == (precision is Precision.tf32)
+    else:
+        for kernels in (torch.backends.cudnn, torch.backends.cuda.matmul):
+            assert kernels.allow_tf32 == (precision is Precision.tf32)
     torch.backends.cuda.matmul.allow_tf32  # noqa: B018  inductor reads it; it raises where both APIs were used
 
 

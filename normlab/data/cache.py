@@ -199,4 +199,13 @@ def map_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> torch.Tens
         # one, the kernel's read-ahead would fetch many neighbours that are never used.
         fits = array.nbytes < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
         array.base.madvise(mmap.MADV_WILLNEED if fits else mmap.MADV_RANDOM)
-    return torch.from_dlpack(array)  # from_numpy warns about read-only arrays
+    return torch.from_numpy(np.asarray(_Writable(array)))
+
+
+class _Writable:
+    """A read-only array that does not say so: from_numpy would warn, and older DLPack cannot carry it."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array  # what numpy makes of this refers to this, and so to the array
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = array.__array_interface__ | {"data": (address, False)}

@@ -115,7 +115,7 @@ def grey_values(image: Image.Image) -> np.ndarray:
     Pillow stretches those of 2 and 4 bits to 0..255, and a PGM's from 0..its maximum to 0..255 or 0..65535.
     """
     assert isinstance(image, ImageFile)
-    codec = image.tile[0].args
+    *_, codec = image.tile[0]
     stored, *more = codec if isinstance(codec, tuple) else (codec,)
     most = more[0] if more and image.format == "PPM" else {"L;2": 3, "L;4": 15}.get(str(stored))
     values_HW = np.asarray(image).astype(np.int64)

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from normlab.distributed import available_cores
+from normlab.older_torch import store_of
 
 CAPACITY = 1 << 20
 """Bytes that a rank can hand in at once. Only those that are written take up memory."""
@@ -216,7 +217,7 @@ def _timeout_s(group: Any) -> float:
 
     A group does not tell its own timeout. init_process_group gives it to the store too, unless it was given one.
     """
-    return max(dist.default_pg_timeout, group.get_group_store().timeout).total_seconds()
+    return max(dist.default_pg_timeout, store_of(group).timeout).total_seconds()
 
 
 def _gathered(value: Any, group: Any) -> list[Any]:

@@ -17,10 +17,10 @@ from normlab.bench.measure import (
     time_steps,
 )
 from normlab.bench.page import NETWORKS, network_rows
-from normlab.distributed import NO_BUFFER_SYNC
 from normlab.models import build_model
 from normlab.norms import NORMS, convert_norms
 from normlab.norms.exchange import over_backend
+from normlab.older_torch import NO_BUFFER_SYNC
 
 SHAPE = (4, 16, 5, 7)
 VALUES = 4 * 16 * 5 * 7

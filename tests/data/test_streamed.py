@@ -54,6 +54,12 @@ def dataset(root):
     return data.load(settings(root))
 
 
+@pytest.fixture
+def bytes_stay_bytes(monkeypatch):
+    """torchvision 0.23 resizes bytes by way of floats on AVX512, as later versions do where there is no AVX2."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+
+
 def as_tensor(path):
     return torch.from_numpy(read_pixels(path, 1000)).permute(2, 0, 1)
 
@@ -88,7 +94,7 @@ def test_the_smallest_random_part_of_a_picture_that_was_shrunk_is_not_enlarged()
         assert min(rows.stop - rows.start, columns.stop - columns.start) >= 224
 
 
-def test_evaluation_takes_the_centre_as_torchvision_does(dataset):
+def test_evaluation_takes_the_centre_as_torchvision_does(bytes_stay_bytes, dataset):
     images_BHWC, labels_B = dataset.train.take(torch.arange(18))
     assert labels_B.tolist() == [0] * PER_CLASS + [1] * PER_CLASS
     for image_HWC, path in zip(images_BHWC, dataset.train.paths, strict=True):
@@ -151,7 +157,7 @@ def test_where_no_part_fits_the_centre_is_torchvisions(height, width):
     assert (rows.stop - rows.start, columns.stop - columns.start) == (made["height"], made["width"])
 
 
-def test_a_training_picture_is_the_drawn_part_resized_and_flipped_as_by_torchvision(dataset):
+def test_a_training_picture_is_the_drawn_part_resized_and_flipped_as_by_torchvision(bytes_stay_bytes, dataset):
     augmentation = ResizedCropAndFlip(SIZE)
     draws = augmentation.draws(18, seed=3, epoch=2)
     images_BHWC, labels_B = augmentation.batch(dataset.train, torch.arange(18), draws, CPU)

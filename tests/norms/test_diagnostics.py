@@ -149,10 +149,10 @@ def everything(model):
 
 def look_at(model, x_BCHW):
     names = list(norm_layers_of(model))
-    with torch.autocast("cpu", enabled=False) as off:
-        diagnostics.probe(model, names, [x_BCHW], 2, ranks_here(0), autocast=off)
-        if tracking_layers(model):
-            precise_statistics(model, [x_BCHW], 2, ranks_here(0), autocast=off)
+    off = torch.autocast("cpu", enabled=False)
+    diagnostics.probe(model, names, [x_BCHW], 2, ranks_here(0), autocast=off)
+    if tracking_layers(model):
+        precise_statistics(model, [x_BCHW], 2, ranks_here(0), autocast=off)
 
 
 def norm_layers_of(model):

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from normlab.bench.ranks import RankPool
 from normlab.norms import SyncBatchNorm, exchange, shared_memory
 from normlab.norms.exchange import gather_statistics, over_backend, sum_gradients
+from normlab.older_torch import store_of
 
 SIZES = [1, 33, 4097, 2, 33, 33, 10_000, 7]
 
@@ -119,7 +120,7 @@ def test_a_rank_that_lives_and_does_not_come_is_an_error_after_a_time(ranks):
 def timeouts(rank):
     default = dist.default_pg_timeout.total_seconds()
     assert shared_memory._timeout_s(dist.group.WORLD) == default  # the pool's is shorter
-    dist.group.WORLD.get_group_store().set_timeout(2 * dist.default_pg_timeout)
+    store_of(dist.group.WORLD).set_timeout(2 * dist.default_pg_timeout)
     assert shared_memory._timeout_s(dist.group.WORLD) == 2 * default
 
 
