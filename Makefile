@@ -1,6 +1,6 @@
-.PHONY: check format lint types docs quick test test-full gpu
+.PHONY: check format lint types docs quick test test-full lowest gpu
 
-# What CI runs, in CI's order.
+# What CI runs first, in CI's order; `make lowest` follows.
 check: lint types docs test
 
 format:
@@ -31,6 +31,10 @@ quick:
 # The wide sweeps too.
 test-full:
 	$(PYTEST) -m ""
+
+# With the lowest versions that pyproject.toml allows, in a new environment.
+lowest:
+	.ci/lowest
 
 # On a machine with a GPU: the tests that need one, and how fast it trains.
 gpu:

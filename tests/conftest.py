@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items):
         group = item.path.parent if names & OF_A_FOLDER else item.path if names & OF_A_FILE else None
         group = "ranks" if "ranks" in names else group
         if group is not None:
-            item.add_marker(pytest.mark.xdist_group(str(group)))
+            item.add_marker(pytest.mark.xdist_group(name=str(group)))
         if group is not None or SLOW & {item.path.name, item.path.parent.name}:
             item.add_marker(pytest.mark.slow)
 
