@@ -1,7 +1,6 @@
 """The invariants that make the comparison trustworthy, on real gloo ranks."""
 
 import math
-import warnings
 
 import pytest
 import torch
@@ -258,13 +257,7 @@ def test_options_train_on_two_ranks(overrides, ranks, tmp_path):
 
 
 def compiled_against_eager(rank, overrides):
-    losses = []
-    with warnings.catch_warnings():
-        # torch.compile looks at it itself, where SyncBatchNorm's exchange makes it begin another graph.
-        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
-        for compiled in ("false", "true"):
-            losses.append(run_training(rank, [*overrides, f"compile={compiled}"])["loss"])
-    return losses
+    return [run_training(rank, [*overrides, f"compile={compiled}"])["loss"] for compiled in ("false", "true")]
 
 
 @pytest.mark.full

@@ -70,6 +70,8 @@ class BatchRenorm(BatchStatisticsNorm):
                 shape = running_std.shape
                 r = ((var_GC + self.eps).sqrt().view(shape) / running_std).clamp(1 / r_limit, r_limit)
                 d = ((mean_GC.view(shape) - self.running_mean) / running_std).clamp(-d_limit, d_limit)
+                if torch.compiler.is_compiling():
+                    r, d = _kept(r), _kept(d)
                 values = x.numel() // mean_GC.numel()
                 self.move_running(mean_GC, var_GC * (values / max(values - 1, 1)), momentum)
             weight = r if self.weight is None else r * self.weight
@@ -80,6 +82,19 @@ class BatchRenorm(BatchStatisticsNorm):
     def extra_repr(self) -> str:
         limits = f"r_max={self.r_max:g}, d_max={self.d_max:g}, virtual_ranks={self.groups}"
         return f"{super().extra_repr()}, {limits}"
+
+
+@torch.library.custom_op("normlab::kept", mutates_args=())
+def _kept(x: Tensor) -> Tensor:
+    """x, which torch.compile keeps for the backward: it would compute r and d again there (torch 2.15,
+    pytorch/pytorch#197039), out of running statistics that have moved by then.
+    """
+    return x.clone()
+
+
+@_kept.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
 def batch_renorm(norm: BatchRenormConfig, virtual_ranks: int) -> Build:

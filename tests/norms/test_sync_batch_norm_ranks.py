@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from normlab.config.norm import SyncBatchNormConfig
-from normlab.norms import SyncBatchNorm, convert_norms, exchange, sync_batch_norm, sync_group
+from normlab.norms import SyncBatchNorm, convert_norms, exchange, sync_function, sync_group
 from tests.norms.configs import without_bias
 
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
@@ -138,7 +138,7 @@ def layout_and_precision(rank):
     seen["strided"] = torch.equal(SyncBatchNorm(4)(x), SyncBatchNorm(4)(x.contiguous()))
 
     dtypes = []
-    sent, summed = sync_batch_norm.gather_statistics, sync_batch_norm.sum_gradients
+    sent, summed = sync_function.gather_statistics, sync_function.sum_gradients
 
     def watch(send):
         def watched(tensor, group):
@@ -148,8 +148,8 @@ def layout_and_precision(rank):
         return watched
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sync_batch_norm, "gather_statistics", watch(sent))
-        patch.setattr(sync_batch_norm, "sum_gradients", watch(summed))
+        patch.setattr(sync_function, "gather_statistics", watch(sent))
+        patch.setattr(sync_function, "sum_gradients", watch(summed))
         model = nn.Sequential(nn.Conv2d(3, 4, 3), SyncBatchNorm(4), nn.Conv2d(4, 2, 1))
         with torch.autocast("cpu", torch.bfloat16):
             out = model(torch.randn(2 * rank, 3, 8, 8))
@@ -180,7 +180,7 @@ def test_memory_format_is_kept_and_statistics_are_float32_under_bfloat16(on_rank
 def bfloat16_step(rank, layer, parts, values_at_a_time):
     layer = SyncBatchNorm.convert_sync_batchnorm(layer)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sync_batch_norm, "VALUES_AT_A_TIME", values_at_a_time)
+        patch.setattr(sync_function, "VALUES_AT_A_TIME", values_at_a_time)
         return [t.double() for t in train_step(layer, *parts[rank])[:4]]
 
 
@@ -202,14 +202,14 @@ def test_bfloat16_is_as_close_to_float64_as_batch_norm_is(on_ranks, layout, valu
 
 def collectives(rank):
     calls = []
-    gather, reduce = sync_batch_norm.gather_statistics, sync_batch_norm.sum_gradients
+    gather, reduce = sync_function.gather_statistics, sync_function.sum_gradients
 
     def counted(name, call):
         return lambda values, group: (calls.append((name, group is dist.group.WORLD)), call(values, group))[1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sync_batch_norm, "gather_statistics", counted("gather", gather))
-        patch.setattr(sync_batch_norm, "sum_gradients", counted("reduce", reduce))
+        patch.setattr(sync_function, "gather_statistics", counted("gather", gather))
+        patch.setattr(sync_function, "sum_gradients", counted("reduce", reduce))
         layer = SyncBatchNorm(3)
         seen = {}
         for name, input_grad, affine_grad in [("both", 1, 1), ("input", 1, 0), ("affine", 0, 1), ("none", 0, 0)]:
