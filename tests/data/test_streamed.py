@@ -21,7 +21,6 @@ from normlab.data.decode import UnreadableError, decode
 from normlab.data.order import epoch_order, random_words, unit
 from normlab.data.streamed import (
     NUM_DRAWS,
-    SMALLEST_PART,
     TRIES,
     ResizedCropAndFlip,
     StreamedImages,
@@ -87,8 +86,16 @@ def test_a_large_jpeg_is_decoded_no_larger_than_is_needed(tmp_path, shortest, sc
     assert np.abs(found - whole.mean((1, 3))).mean() < 2  # of 255: the mean of the pixels that one stands for
 
 
-def test_the_smallest_random_part_of_a_picture_that_was_shrunk_is_not_enlarged():
-    shortest = math.ceil(224 / SMALLEST_PART)
+def test_the_smallest_random_part_of_a_picture_that_was_shrunk_is_not_enlarged(monkeypatch):
+    asked = []
+
+    def read(path, shortest):
+        asked.append(shortest)
+        return np.zeros((300, 300, 3), dtype=np.uint8)
+
+    monkeypatch.setattr("normlab.data.streamed.read_pixels", read)
+    StreamedImages(["a"], torch.tensor([0]), 224).take(torch.tensor([0]))
+    [shortest] = asked
     for numbers in [[0.0, 0.0], [0.0, 0.999999]]:
         rows, columns = random_part(shortest, shortest, numbers * TRIES + [0.5, 0.5])
         assert min(rows.stop - rows.start, columns.stop - columns.start) >= 224
