@@ -16,6 +16,7 @@ COMMANDS = {
     "status": ("launch.status", "what became of the runs below a folder"),
     "report": ("normlab.report.__main__", "tables, figures and a page of the runs below a folder"),
     "evaluate": ("normlab.evaluate", "evaluate a trained run again, under other settings"),
+    "prepare": ("launch.prepare", "decode a data set into the cache, before anything is trained"),
     "doctor": ("launch.doctor", "what this SLURM site offers, before the first sweep"),
     "bench": ("normlab.bench.__main__", "what each norm costs on this machine"),
     "check": ("normlab.check.__main__", "whether a norm, yours or ours, keeps what training relies on"),
