@@ -41,7 +41,7 @@ class Trial:
 
 
 Results = Mapping[Trial, float | None]
-"""Of each ended run its score, the higher the better; None where it diverged."""
+"""The score of each run that has ended, the higher the better; None where it diverged."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Race:
     """What a race is about; planned before its first run, since its error rate holds for the plan."""
 
     grids: Mapping[str, Grid]
-    """Of each norm."""
+    """What each norm tries."""
     epochs: int
     """Length of a run in full."""
     seed: int = 0
@@ -90,7 +90,7 @@ class Race:
 
     @property
     def least_epochs(self) -> int:
-        """Of all runs up to the first comparison, where no grid grows."""
+        """The epochs of all runs up to the first comparison, where no grid grows."""
         total = 0
         for grid in self.grids.values():
             places = len(grid.places)
@@ -102,7 +102,7 @@ class Race:
 
     @property
     def level(self) -> float:
-        """Of each interval, so that all of them hold together with 1 - error_rate."""
+        """The confidence level of each interval, so that all of them hold together with 1 - error_rate."""
         return 1 - self.error_rate / (len(self.looks) * math.comb(len(self.grids), 2))
 
 
@@ -113,7 +113,7 @@ class Standing:
     norm: str
     setting: Setting
     scores: tuple[float, ...]
-    """Of its seeds, in their order; 0 where the run diverged."""
+    """One for each of its seeds, in order; 0 where the run diverged."""
     diverged: int
     behind: Estimate | None
     """Best minus this one over the seeds of both, at the race's level; None for the best itself."""

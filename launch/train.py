@@ -119,7 +119,7 @@ def call_hydra() -> int:
             app()
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # of --help | head: who has read enough wants no more
+    except BrokenPipeError:  # as in --help | head, whose reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except SystemExit as left:
         return int(left.code or 0)

@@ -29,7 +29,7 @@ RESULTS_VERSION = 2
 
 
 OF_THE_LAUNCHER = ("lock", "log.txt", "launch.json")
-"""Files in a run's directory that belong to who trains it at the moment, not to what was trained."""
+"""Files in a run's directory that belong to the process that trains it now, not to what was trained."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Run:
     directory: Path
     hash: str
     attempt: str = ""
-    """Of a run that is to start over: names the command that asked for it. Once it has begun for that command it
-    goes on, in a job that is requeued for example."""
+    """A name for the command that asked for the run to start over; empty where none did. Once the run has started
+    over for that command, it continues, for example in a job that is requeued."""
 
     @property
     def command_again(self) -> str:

@@ -61,7 +61,7 @@ def verdicts(subject: Subject) -> Iterator[Verdict]:
 
 
 def _said(error: Exception) -> str:
-    """Of ranks that failed, the last line of the first one's traceback."""
+    """The error in one line; where ranks failed, the last line of the first one's traceback."""
     if isinstance(error, RuntimeError) and str(error).startswith("rank "):
         return str(error).split("\nrank ")[0].strip().splitlines()[-1]
     return said_in(error)

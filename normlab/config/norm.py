@@ -35,7 +35,7 @@ class NormConfig(Choice):
     """`module:name` of the layer whose docstring defines the norm; "" where that of the builder does."""
 
     builder_without_activation: ClassVar[str] = ""
-    """Of a norm that takes the place of the activation as well: what stands where none follows."""
+    """What builds the layer where no activation follows, for a norm that also replaces the activation."""
 
     needs_batch: ClassVar[bool] = False
     """Whether, in training, a sample's output depends on other samples of its rank's batch."""

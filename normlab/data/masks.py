@@ -37,10 +37,10 @@ class Labels:
     classes: list[str]
 
     of_value: dict[int, int]
-    """Value in a mask -> position in `classes`, or IGNORED. Of colours, the value is 65536 r + 256 g + b."""
+    """Value in a mask -> position in `classes`, or IGNORED. The value of a colour is 65536 r + 256 g + b."""
 
     meaning: str
-    """Which values there may be, for who has others."""
+    """Which values are allowed; part of the error about any other."""
 
     in_colours: bool = False
 

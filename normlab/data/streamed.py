@@ -15,7 +15,7 @@ from normlab.data.decode import LONGEST, as_rgb, opened
 from normlab.data.order import Stream, random_words, unit
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's pixels in [0, 1], by channel, as torchvision uses them. Those of other data would cost a pass."""
+"""Per channel, of pixels in [0, 1], as torchvision uses them. Computing a data set's own would cost a pass."""
 
 CENTRE = 0.875
 """In evaluation the shorter side is resized to size / CENTRE (256 for 224) before the centre is cut out."""

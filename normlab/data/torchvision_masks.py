@@ -39,7 +39,7 @@ VOC_CLASSES = [
 """Everingham et al., The PASCAL Visual Object Classes challenge 2012; the border of value 255 is ignored."""
 
 PET_CLASSES = ["pet", "background", "border"]
-"""Of the trimaps' values 1, 2 and 3 (Parkhi et al. 2012)."""
+"""The meaning of the values 1, 2 and 3 in the trimaps (Parkhi et al. 2012)."""
 
 SPLITS = {"voc": ("train", "val"), "cityscapes": ("train", "val"), "oxford_pets": ("trainval", "test")}
 """Which of their sets is trained on, and which is evaluated."""

@@ -15,14 +15,15 @@ TRUNK = "backbone."
 """What a segmentation model calls its trunk."""
 
 MOST_NAMES = 3
-"""Of layers that the file has and the model does not."""
+"""How many layers are named that the file has and the model does not."""
 
 
 def head_parameters(model: nn.Module, cfg: ModelConfig, num_classes: int) -> set[str]:
     """Names of the parameters that belong to a task, and not to the trunk that tasks share.
 
-    Of a segmentation model, all but the trunk's; of others, those whose shape depends on the number of classes,
-    which building the same model with one class more shows. `model` is what `cfg` makes for `num_classes`.
+    In a segmentation model, these are all but the trunk's. In other models, they are those whose shape depends on
+    the number of classes, found by building the same model with one more class. `model` is what `cfg` makes for
+    `num_classes`.
     """
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     if any(name.startswith(TRUNK) for name in shapes):

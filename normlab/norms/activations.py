@@ -20,7 +20,7 @@ from normlab.norms.replace import fused_activation, layer_label, replace_layers
 _ACTIVATIONS = {
     "relu", "relu6", "leakyrelu", "prelu", "elu", "gelu", "silu", "swish", "mish", "hardswish", "hardmish",
 }  # fmt: skip
-"""By the names of their modules, functions and methods, without case, underscores and timm's suffix `me`."""
+"""Names of modules, functions and methods, in lower case, without underscores and without timm's suffix `me`."""
 
 
 @dataclass
@@ -31,13 +31,13 @@ class Activations:
     """Name of each norm layer -> its activation, as reports call it; None where none follows."""
 
     modules: list[nn.Module] = field(default_factory=list)
-    """Activations that follow norms and nothing else."""
+    """Activations that follow only norms."""
 
     rewritten: dict[nn.Module, type[nn.Module]] = field(default_factory=dict)
-    """Module -> its class, but for the calls of activations after norms."""
+    """Module -> a subclass of its class whose forward omits the calls of activations after norms."""
 
     def remove(self, model: nn.Module) -> None:
-        """Take the activations that follow norms out of `model`."""
+        """Remove the activations that follow norms from `model`."""
         replace_layers(model, {module: nn.Identity() for module in self.modules})
         for module, without in self.rewritten.items():
             module.__class__ = without
@@ -78,10 +78,10 @@ class _Call:
     """A call in a model's forward."""
 
     owner: nn.Module
-    """In whose forward it stands."""
+    """The module whose forward makes the call."""
 
     target: Any
-    """The module, function or method's name that is called; None for what is no call."""
+    """The module, function or method name that is called; None for a node that is not a call."""
 
     users: list["_Call"] = field(default_factory=list)
 
@@ -91,7 +91,7 @@ class _Call:
 
 
 class _OneForward(fx.Tracer):
-    """Goes into no other module, but for a slice of a Sequential: that stands nowhere, and its parts do."""
+    """Traces one forward. It enters no other module but a slice of a Sequential, which the model does not hold."""
 
     def stands(self, m: nn.Module) -> bool:
         return m in self.submodule_paths if self.submodule_paths else True
@@ -104,7 +104,7 @@ class _OneForward(fx.Tracer):
 
 
 class _WholeModel(_OneForward):
-    """Goes into modules that hold a norm of the conversion, and into containers; notes whose call it is."""
+    """Enters containers and modules that hold a norm of the conversion; records which module makes each call."""
 
     def __init__(self, norms: set[nn.Module]) -> None:
         super().__init__()
@@ -131,15 +131,15 @@ class _WholeModel(_OneForward):
 
 
 def _traced(tracer: fx.Tracer, module: nn.Module) -> fx.Graph:
-    """Its forward as a graph; optional arguments have their defaults.
+    """The forward of `module` as a graph; optional arguments have their defaults.
 
-    Raises: ConfigError where that depends on more than the shape of the code.
+    Raises: ConfigError if torch.fx cannot trace it.
     """
     parameters = inspect.signature(module.forward).parameters
     defaults = {k: p.default for k, p in parameters.items() if p.default is not p.empty}
     try:
         return tracer.trace(module, concrete_args=defaults)
-    except Exception as error:  # a forward may do anything with what is no tensor
+    except Exception as error:  # a forward may fail in any way when it is given proxies instead of tensors
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(
             f"{type(module).__name__} cannot be traced by torch.fx ({reason}), so which activation follows "
@@ -164,7 +164,7 @@ def _target(node: fx.Node, root: nn.Module) -> Any:
 
 
 def _label(target: Any) -> str | None:
-    """How reports call an activation; None for what is none."""
+    """The name of an activation in reports; None for anything else."""
     if isinstance(target, str):
         name = target
     else:
@@ -174,7 +174,10 @@ def _label(target: Any) -> str | None:
 
 
 def _follower(call: _Call, name: str, layer: nn.Module) -> _Call | None:
-    """The activation of a norm's output, which then goes nowhere else; None where none follows."""
+    """The activation that takes a norm's output; None if there is none.
+
+    Raises: ConfigError if the output also goes elsewhere.
+    """
     users = list(_users(call))
     activations = [user for user in users if _label(user.target)]
     if activations and len(users) > 1:
@@ -183,7 +186,7 @@ def _follower(call: _Call, name: str, layer: nn.Module) -> _Call | None:
 
 
 def _users(call: _Call) -> Iterator[_Call]:
-    """Those that use a call's value, as it is or through Identity."""
+    """The calls that use a call's value, directly or through Identity."""
     for user in call.users:
         if isinstance(user.target, nn.Identity):
             yield from _users(user)
@@ -192,7 +195,7 @@ def _users(call: _Call) -> Iterator[_Call]:
 
 
 def _only(call: _Call, calls: list[_Call], doomed: set[_Call]) -> bool:
-    """Whether the call is of a module whose every call is to go."""
+    """Whether the call is of a module all of whose calls are to be removed."""
     return call.module is not None and all(c in doomed for c in calls if c.module is call.module)
 
 
@@ -207,9 +210,10 @@ def _cannot(name: str, layer: nn.Module, problem: str) -> ConfigError:
 
 
 def _without_calls(owner: nn.Module, calls: list[_Call], doomed: set[_Call]) -> type[nn.Module]:
-    """A subclass of the class of `owner`, whose forward makes its `calls` but those that are `doomed`.
+    """A subclass of the class of `owner` whose forward makes all `calls` except the `doomed` ones.
 
-    Raises: ConfigError where the forward depends on the training flag, or runs several times, each otherwise.
+    Raises: ConfigError if the forward depends on the training flag, or if it runs several times and the `doomed`
+    calls differ between them.
     """
     was_training, graphs = owner.training, []
     try:

@@ -49,7 +49,7 @@ class NormLayer:
 
     channels: int | None
     groups: int | None
-    """Of GroupNorm."""
+    """The number of groups of a GroupNorm; None for other norms."""
 
 
 def convert_norms(

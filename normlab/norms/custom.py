@@ -13,16 +13,16 @@ from normlab.norms.replace import Build
 from normlab.targets import call_target, named, said_in
 
 _NEEDS_BATCH = "_normlab_needs_batch"
-"""An attribute of each layer that was made here."""
+"""An attribute of each layer made here: whether it needs its rank's batch."""
 
 
 def custom_norm(norm: CustomNormConfig, virtual_ranks: int) -> Build:
-    """What `norm.target` makes of num_features and `norm.args`.
+    """The layer that `norm.target` returns for num_features and `norm.args`.
 
     Shape: (B, C, ...) -> (B, C, ...). gamma and beta carry over to parameters `weight` and `bias` of shape (C,).
-    Other parameters, and buffers, have the values that it gives them, and the layer's device and dtype.
-    Virtual ranks: see OnVirtualRanks, where it needs its rank's batch; else all samples at once.
-    Raises: ConfigError where the target cannot be imported, raises, or gives something else than a module.
+    Other parameters and buffers keep the values that the target gives them, on the replaced layer's device and in
+    its dtype. Virtual ranks: see OnVirtualRanks if the norm needs its rank's batch; else all samples at once.
+    Raises: ConfigError if the target cannot be imported, raises, or does not return a module.
     """
 
     def build(layer: _BatchNorm, name: str) -> nn.Module:
@@ -67,7 +67,7 @@ class OnVirtualRanks(nn.Module):
 
 
 class InChunks(nn.Module):
-    """A layer on each chunk of `chunk_size` samples by itself; of k chunks, sample i is in chunk i % k."""
+    """Runs a layer on each chunk of `chunk_size` samples separately; with k chunks, sample i is in chunk i % k."""
 
     def __init__(self, layer: nn.Module, chunk_size: int) -> None:
         super().__init__()

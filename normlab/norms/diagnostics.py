@@ -1,18 +1,18 @@
 """What norm layers do: how far running statistics are from precise ones, and what comes out of each layer.
 
-One value a layer, of a probe: a few samples seen in train mode, each layer normalising chunks of NBS samples by
-themselves (see running_stats). With r the running statistics that an evaluation uses, p the precise ones of the
-probe, y a layer's output (with the activation that it holds), c its channels and v its logical ranks:
+Each layer gives one value per probe: a few samples in train mode, where each layer normalises chunks of NBS
+samples separately (see running_stats). With r the running statistics that an evaluation uses, p the precise ones
+of the probe, y a layer's output (with the activation that it holds), c its channels and v its logical ranks:
 
     mean_gap          sqrt(mean_c ((r_mean - p_mean) / sqrt(r_var + eps))^2)
     var_gap           sqrt(mean_c log((r_var + eps) / (p_var + eps))^2)
     mean_spread       sqrt(mean_c Var_v[mean_v] / (E_v[var_v] + eps)),  var_spread: see RankStatistics.spread
-    dead_channels     share of channels with max ReLU(y) - min ReLU(y) <= 1e-6 over all samples and pixels: what
-                      a ReLU lets through of them is the same everywhere, be it 0 or gamma that has vanished
+    dead_channels     share of channels with max ReLU(y) - min ReLU(y) <= 1e-6 over all samples and pixels: a ReLU
+                      after them gives the same value everywhere, because it cuts all off or because gamma is 0
     activation_scale  sqrt(mean y^2) over samples, channels and pixels
     gamma_range       max_c gamma - min_c gamma
 
-The gaps and spreads are of layers with running statistics, gamma_range of layers with gamma.
+Only layers with running statistics have gaps and spreads, and only layers with gamma have a gamma_range.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,13 +31,13 @@ PerLayer = dict[str, list[float]]
 
 
 class _OutputObserver:
-    """A forward hook that adds up what comes out of a layer."""
+    """A forward hook that sums up a layer's outputs."""
 
     def __init__(self, device: torch.device) -> None:
         self.sums_2 = torch.zeros(2, dtype=torch.float64, device=device)
-        """Sum of squares, and number, of all values."""
+        """The sum of squares of all values, and their number."""
         self.range_2C: Tensor | None = None
-        """Each channel's largest value, and its smallest with the sign changed."""
+        """The largest value of each channel, and minus its smallest."""
 
     def __call__(self, layer: nn.Module, args: Any, y: Tensor) -> None:
         pixels = [0, *range(2, y.dim())]
@@ -50,10 +50,10 @@ class _OutputObserver:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a probe saw."""
+    """What a probe measured."""
 
     precise: tuple[Tensor, Tensor] | None
-    """Mean and unbiased variance (N,) of the layers with running statistics; None without."""
+    """Mean and unbiased variance (N,) of the layers with running statistics; None if there are none."""
 
     outputs: PerLayer
     """dead_channels and activation_scale."""
@@ -68,10 +68,10 @@ def probe(
     *,
     autocast: torch.autocast,
 ) -> Probe:
-    """See what the norm layers `norm_names` of `model` do with all ranks' `batches`, in train mode.
+    """Measure what the norm layers `norm_names` of `model` do with all ranks' `batches`, in train mode.
 
-    The model is not touched: a twin that shares its parameters, and changes none, is run, with chunks as in
-    precise_statistics.
+    The model is not touched: a twin that shares its parameters, and changes none of them, is run, with chunks as
+    in precise_statistics.
     Collective: every rank must call, with its own batches, of which there may be none.
     """
     twin, chunk_observers = chunked_twin(model, chunk_size)

@@ -1,7 +1,7 @@
-"""What the ranks of a group tell each other: one small tensor forward, one backward.
+"""What the ranks of a group exchange: one small tensor in the forward, and one in the backward.
 
-SyncBatchNorm knows of nothing else. On one machine the values go through memory that the ranks share, if all can;
-else through the group's backend.
+This is all the communication of SyncBatchNorm. Ranks on one machine exchange values through shared memory, if all
+of them can, and otherwise through the group's backend.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _channels: WeakKeyDictionary[Any, Channel | None] = WeakKeyDictionary()
 
 
 def _channel(group: Any, values: Tensor) -> Channel | None:
-    """The group's shared memory; None where it has none, or `values` do not go through it. Collective."""
+    """The group's shared memory; None if it has none, or if `values` cannot go through it. Collective."""
     if not values.is_cpu or values.nbytes > CAPACITY:
         return None
     if group not in _channels:

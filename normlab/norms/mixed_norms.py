@@ -19,13 +19,13 @@ def instance_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def union_moments(mean: Tensor, var: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Moments of the union of equal parts, which lie along `axis` (kept, of size 1): law of total variance."""
+    """Moments of the union of equal parts along `axis` (kept, with size 1), by the law of total variance."""
     between, mean_of_all = torch.var_mean(mean, axis, correction=0, keepdim=True)
     return mean_of_all, var.mean(axis, keepdim=True) + between
 
 
 class MixedNorm(BatchStatisticsNorm):
-    """Base of norms that are, for each sample and channel, one scale and one shift made of several moments."""
+    """Base of norms that compute one scale and one shift per sample and channel from several moments."""
 
     def scale_and_shift(
         self, instance: tuple[Tensor, Tensor], batch: tuple[Tensor, Tensor]

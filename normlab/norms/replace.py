@@ -10,10 +10,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from normlab.config.norm import BatchStatisticsConfig, EpsConfig
 
 Build = Callable[[_BatchNorm, str], nn.Module]
-"""(layer, its dotted name) -> the layer that takes its place: what the builder of a norm gives."""
+"""(layer, its dotted name) -> the layer that takes its place. A norm's builder returns one of these."""
 
 BATCH_NORMS: tuple[type[_BatchNorm], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-"""The types that a conversion knows all of. A subclass may do more than its base, which would be lost."""
+"""The types that a conversion replaces. A subclass of one may do more than its base, which would be lost."""
 
 _HOOKS = (
     "_forward_hooks",
@@ -28,14 +28,14 @@ _HOOKS = (
 
 
 def layer_label(name: str, layer: nn.Module) -> str:
-    """How messages call a layer: `layer1.0.bn1 (BatchNorm2d)`."""
+    """A layer's name in messages: `layer1.0.bn1 (BatchNorm2d)`."""
     return f"{name or 'the model itself'} ({type(layer).__name__})"
 
 
 def find_batch_norms(
     model: nn.Module, types: tuple[type[_BatchNorm], ...], error: type[Exception]
 ) -> dict[str, _BatchNorm]:
-    """Dotted name -> layer for each BatchNorm whose exact type is in `types`; a shared layer stands once.
+    """Dotted name -> layer for each BatchNorm whose exact type is in `types`; a shared layer is listed once.
 
     Raises: `error` where a layer is of another subclass of BatchNorm.
     """
@@ -53,7 +53,7 @@ def find_batch_norms(
 def refuse_hooks(layers: Mapping[str, nn.Module], error: type[Exception]) -> None:
     """Raises: `error` where a layer has hooks, which a new layer in its place would not have.
 
-    That of `with_activation_of` is none of them: it is to be called for the new layer.
+    The hook of `with_activation_of` does not count: the new layer gets it too.
     """
     for name, layer in layers.items():
         of_kind = {kind: (getattr(layer, kind, None) or {}).values() for kind in _HOOKS}
@@ -113,22 +113,22 @@ def set_up(layer: _BatchNorm, norm: BatchStatisticsConfig) -> _BatchNorm:
 
 
 def eps_of(norm: EpsConfig, layer: _BatchNorm) -> float:
-    """norm.eps, or that of the BatchNorm that is replaced, whatever the norm.
+    """norm.eps, or else the eps of the BatchNorm that is replaced, for any norm.
 
-    So the norms of a comparison differ by their statistics alone, and the size below which the model's authors
-    took a variance for noise stays theirs.
+    This way, the norms of a comparison differ only in their statistics, and the model keeps the eps that its
+    authors chose.
     """
     return layer.eps if norm.eps is None else norm.eps
 
 
 def fused_batch_norms() -> tuple[type[_BatchNorm], ...]:
-    """timm's BatchNorm2d with dropout and activation in one, where timm is loaded: else there can be none."""
+    """timm's BatchNorm2d with dropout and activation in one layer; empty unless timm is loaded."""
     timm_layers = sys.modules.get("timm.layers.norm_act")
     return (timm_layers.BatchNormAct2d,) if timm_layers is not None else ()
 
 
 def fused_activation(layer: nn.Module) -> nn.Module | None:
-    """The activation that a layer of timm's holds; None where it has none."""
+    """The activation inside a timm layer; None if there is none."""
     activation = getattr(layer, "act", None)
     return None if isinstance(activation, nn.Identity) else activation
 

@@ -1,9 +1,9 @@
 """Which running statistics a model is evaluated with, where each rank has its own.
 
-Under data parallelism every logical rank keeps the running statistics of the samples that it saw. A model has
-room for one set: a policy (config.RunningStats) makes it. Nothing here changes a live buffer.
+Under data parallelism, every logical rank keeps running statistics of the samples that it saw. An evaluated model
+has room for one set, which a policy (config.RunningStats) makes from them. Nothing here changes a live buffer.
 
-Statistics of all layers stand side by side in one axis N, the channels of the first layer first.
+The statistics of all layers are concatenated along one axis N, in the order of layers.
 """
 
 import copy
@@ -25,7 +25,7 @@ from normlab.norms.replace import replace_layers, with_activation_of
 def tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     """Dotted name -> layer of each BatchNorm, of any kind, that keeps running statistics.
 
-    What a norm of the user's own does with a BatchNorm within it, or with one that it extends, is not known.
+    Those inside a norm of the user's own are left out, since what that norm does with them is not known.
     """
     users = {inner for layer in custom_layers(model) for inner in layer.modules()}
     return {
@@ -37,7 +37,7 @@ def tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
 
 @dataclass(frozen=True)
 class RankStatistics:
-    """Running statistics of each logical rank; ranks that share theirs (a sync group) may stand as one row."""
+    """Running statistics of each logical rank. Ranks that share theirs (a sync group) may have one common row."""
 
     mean_RN: Tensor
     """float64."""
@@ -47,7 +47,7 @@ class RankStatistics:
 
     @classmethod
     def gather(cls, model: nn.Module, ranks: Ranks) -> "RankStatistics | None":
-        """Those of all ranks, in their order; None for a model without. Collective: every rank must call."""
+        """All ranks' statistics, in rank order; None for a model without. Collective: every rank must call."""
         layers = tracking_layers(model).values()
         if not layers:
             return None
@@ -63,7 +63,7 @@ class RankStatistics:
         return cls(mean_RGN.flatten(0, 1), var_RGN.flatten(0, 1))
 
     def rank0(self) -> tuple[Tensor, Tensor]:
-        """(N,), (N,): those of logical rank 0, which is what evaluating on rank 0 amounts to."""
+        """(N,), (N,): logical rank 0's, as evaluating its model gives them."""
         return self.mean_RN[0], self.var_RN[0]
 
     def pooled(self) -> tuple[Tensor, Tensor]:
@@ -89,7 +89,7 @@ class RankStatistics:
 
 
 def as_buffers(model: nn.Module, mean_N: Tensor, var_N: Tensor) -> dict[str, Tensor]:
-    """Statistics by the names that a model built with BatchNorm has for them, each (C,)."""
+    """The statistics under the buffer names of a model built with BatchNorm, each (C,)."""
     layers = tracking_layers(model)
     channels = [layer.num_features for layer in layers.values()]
     return {
@@ -100,7 +100,7 @@ def as_buffers(model: nn.Module, mean_N: Tensor, var_N: Tensor) -> dict[str, Ten
 
 
 def from_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """(N,), (N,): the statistics that buffers by name, of one set, hold for a model."""
+    """(N,), (N,): the statistics in `buffers`, one set by buffer name, in the order of the model's layers."""
     names = tracking_layers(model)
     mean_N, var_N = (
         torch.cat([buffers[f"{name}.{buffer}"].double() for name in names])
@@ -119,10 +119,10 @@ def precise_statistics(
 ) -> tuple[Tensor, Tensor]:
     """(N,), (N,): mean and unbiased variance of what each layer sees of all ranks' `batches`, in train mode.
 
-    Each layer normalises chunks of `chunk_size` samples by themselves (the run's NBS, so that later layers see
-    what they saw in training; BatchRenorm does so as BatchNorm, without the running statistics that are being
-    replaced); over chunks and ranks the law of total variance. A batch may hold several
-    chunks: of k, sample i is in chunk i % k. Parameters are shared with a copy of the model; its buffers are not.
+    Each layer normalises chunks of `chunk_size` samples separately: the run's NBS, so that later layers see what
+    they saw in training. (BatchRenorm does this as BatchNorm would, without the running statistics that are being
+    replaced.) Chunks and ranks are merged by the law of total variance. In a batch of k chunks, sample i belongs
+    to chunk i % k. A copy of the model is run, which shares the model's parameters but not its buffers.
     Collective: every rank must call, with its own batches, of which there may be none.
     Source: Wu & Johnson 2021, arXiv:2105.07576, section 3 (PreciseBN).
     """
@@ -134,10 +134,10 @@ def precise_statistics(
 
 
 def chunked_twin(model: nn.Module, chunk_size: int) -> "tuple[nn.Module, list[_ChunkObserver]]":
-    """A copy of `model` in train mode whose layers that need the batch normalise chunks by themselves.
+    """A copy of `model` in train mode in which layers that need the batch normalise each chunk separately.
 
-    Its parameters are the model's own; its modules and buffers are not, and dropout is off. The observers, one for
-    each layer with running statistics, add up what the layers see.
+    It shares the model's parameters, not its modules and buffers, and has dropout off. The observers, one for each
+    layer with running statistics, sum up what the layers see.
     """
     groups = [layer.process_group for layer in model.modules() if hasattr(layer, "process_group")]
     shared: dict[int, Any] = {id(thing): thing for thing in [*model.parameters(), *groups]}
@@ -165,7 +165,7 @@ def observed_moments(observers: "Sequence[_ChunkObserver]", ranks: Ranks) -> tup
 
 
 class _ChunkObserver(nn.Module):
-    """A layer on each chunk by itself, that adds up each channel's values, and their squares, in float64."""
+    """Runs a layer on each chunk separately, and sums up each channel's values and their squares, in float64."""
 
     def __init__(self, layer: _BatchNorm, chunk_size: int) -> None:
         super().__init__()

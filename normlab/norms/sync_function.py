@@ -108,14 +108,14 @@ def _input_gradient(
 
 
 def _computed_in(x: Tensor) -> torch.dtype:
-    """Of statistics, gamma and beta."""
+    """The dtype of statistics, gamma and beta."""
     return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
 
 
 def _as_computed(
     x: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """In a format and in dtypes that the native kernels take."""
+    """The same values in the memory format and dtypes that the native kernels take."""
     dtype = _computed_in(x)
     x = x.contiguous(memory_format=_memory_format(x))
     return x, None if weight is None else weight.to(dtype), None if bias is None else bias.to(dtype)
