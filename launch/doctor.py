@@ -110,6 +110,9 @@ def in_a_job(config: SlurmConfig, output_dir: Path) -> Iterator[Finding]:
         yield Finding(False, f"job {job_id} ended early: {last_words(folder, job_id)}; its logs: {folder}")
         return
     yield from _judge(found, nodes)
+    leaves_by = time.monotonic() + GRACE_S  # until then its tasks still write their logs there
+    while job_id in (read_queue() or {}) and time.monotonic() < leaves_by:
+        time.sleep(min(1.0, config.poll_s))
     shutil.rmtree(folder, ignore_errors=True)
 
 

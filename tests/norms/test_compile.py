@@ -53,7 +53,10 @@ def steps_on_a_rank(rank, dtype, memory_format):
     net = SyncBatchNorm.convert_sync_batchnorm(net_of(config("bn"))).to(dtype).to(memory_format=memory_format)
     torch.manual_seed(rank)
     x = torch.randn(2 + rank, 3, 7, 7, dtype=dtype).contiguous(memory_format=memory_format) + rank
-    return [a_step(net, x, compiled=compiled) for compiled in (True, False)]
+    try:
+        return [a_step(net, x, compiled=compiled) for compiled in (True, False)]
+    finally:
+        torch._dynamo.reset()  # what is compiled holds the process group
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -30,11 +30,12 @@ class RanksThatExchangeOver:
 
 
 def exchanging_over(rank, transport, function, *args):
+    earlier = set(exchange._channels)  # torch.compile may hold groups of tests before this one
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NORMLAB_SHARED_MEMORY", "1" if transport == "shared memory" else "0")
         seen = function(rank, *args)
-    for channel in exchange._channels.values():
-        assert (channel is not None) == (transport == "shared memory")
+    for group, channel in exchange._channels.items():
+        assert group in earlier or (channel is not None) == (transport == "shared memory")
     return seen
 
 
