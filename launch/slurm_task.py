@@ -76,14 +76,16 @@ class SlurmPack:
     def __call__(self) -> None:
         """Train what has not ended, then leave with 0, or 1 if a run failed; a stop signal requeues the job."""
         outlive_output()
-        with StopSignal(second_ends=True) as stop_signal:
+        left = [job for job in self.jobs if not job.run.ended()]
+        if not left:  # requeued by SLURM after the last of them had ended
+            return
+        with StopSignal() as stop_signal:  # SLURM may send USR2, and SIGTERM after it
             from launch import local
             from launch.packing import Machine
             from launch.sweep import run_jobs
             from launch.table import SweepView
 
             local.preload()
-            left = [job for job in self.jobs if not job.run.ended()]
             for job in left:
                 _record_start(job.run, self.code)
             machine = Machine.here(left, jobs_per_gpu=1, cores=self.cores)

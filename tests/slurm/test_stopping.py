@@ -4,7 +4,7 @@ import pytest
 
 from launch import rank, slurm_task
 from launch.commit import current_code
-from launch.slurm_task import SlurmTask
+from launch.slurm_task import SlurmPack, SlurmTask
 from tests.slurm.sweeps import job
 
 STOPPED_BY_USR2 = 128 + 12
@@ -91,3 +91,12 @@ def test_a_requeue_is_tried_again_and_its_failure_is_told(stop, tmp_path):
     code, called, said = stop(scontrol=f"{busy}; exit 1")
     assert code == 1
     assert "error: the job could not be requeued: Socket timed out" in said
+
+
+def test_a_job_of_several_runs_that_is_requeued_after_all_have_ended_leaves_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("launch.local.preload", lambda: pytest.fail("something is to be trained"))
+    both = tuple(job(tmp_path, f"seed={seed}") for seed in (0, 1))
+    for one in both:
+        one.run.create()
+        one.run.write_result("finished", {"val/accuracy": 0.5})
+    SlurmPack(both, current_code(), max_requeues=3, cores=2)()
