@@ -116,7 +116,12 @@ class ImageFolderConfig(DataConfig):
     """For decode=stream: threads per rank that decode. null: the machine's cores divided among its ranks."""
 
     cache_dir: str | None = setting(None, identity=False)
-    """For decode=cache: where decoded pixels are kept. null: $XDG_CACHE_HOME/normlab, or ~/.cache/normlab."""
+    """Where decoded pixels are kept, and with check_files=false the list of files. null: $XDG_CACHE_HOME/normlab,
+    or ~/.cache/normlab."""
+
+    check_files: bool = setting(True, identity=False)
+    """Look at each file's size and time whenever a run is planned or started. false: once, which saves time on a
+    slow file system; files that change later are noticed only with true."""
 
 
 @choice("custom")
@@ -242,7 +247,12 @@ class MaskFilesConfig(SegmentationConfig):
     """The shorter side of every picture and mask is resized to this many pixels. null: not resized."""
 
     cache_dir: str | None = setting(None, identity=False)
-    """Where decoded pixels are kept. null: $XDG_CACHE_HOME/normlab, or ~/.cache/normlab."""
+    """Where decoded pixels are kept, and with check_files=false the list of files. null: $XDG_CACHE_HOME/normlab,
+    or ~/.cache/normlab."""
+
+    check_files: bool = setting(True, identity=False)
+    """Look at each file's size and time whenever a run is planned or started. false: once, which saves time on a
+    slow file system; files that change later are noticed only with true."""
 
 
 @choice("mask_folder")

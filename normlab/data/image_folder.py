@@ -11,6 +11,7 @@ import stat
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from normlab.data.listing import (
     entries,
     files_under,
     held_out_folders,
+    listed,
     read_bytes,
 )
 from normlab.data.order import fixed_permutation
@@ -67,6 +69,20 @@ def read(cfg: ImageFolderConfig, tell: Tell) -> Source:
     Raises: ConfigError, naming the folder or file that stands in the way.
     """
     root = data_root(cfg.root, "train/<class>/ and test/<class>/ (or val/<class>/)")
+    found = listed(cfg, root, partial(_look, root))
+    listings = {split: Listing(**listing) for split, listing in found.items()}
+    notes = _describe(root, listings)
+    if cfg.decode is Decode.stream:
+        return replace(_streamed(listings, cfg.image_size), notes=notes)
+    key = digest(CACHE_VERSION, *(listing.stamp for listing in listings.values()))
+    build = partial(_build, listings=listings, size=cfg.image_size, tell=tell, name=root.name)
+    read = partial(_open, listings=listings, size=cfg.image_size)
+    source = cached(cfg.cache_dir, root, cfg.image_size, key, read, build)
+    return replace(source, notes=notes)
+
+
+def _look(root: Path) -> dict[str, dict[str, Any]]:
+    """The listings of train and test."""
     there = held_out_folders(root)
     if not there:
         raise ConfigError(f"data.root={root} has neither test/ nor val/; put the test images under one of them.")
@@ -77,16 +93,7 @@ def read(cfg: ImageFolderConfig, tell: Tell) -> Source:
         raise ConfigError(
             f"data.root={root}: class {unknown[0]} is in {held_out}/ but not in train/; add it or remove it."
         )
-    test = _with_labels_of(train.classes, test)
-    listings = {"train": train, "test": test}
-    notes = _describe(root, listings)
-    if cfg.decode is Decode.stream:
-        return replace(_streamed(listings, cfg.image_size), notes=notes)
-    key = digest(CACHE_VERSION, train.stamp, test.stamp)
-    build = partial(_build, listings=listings, size=cfg.image_size, tell=tell, name=root.name)
-    read = partial(_open, listings=listings, size=cfg.image_size)
-    source = cached(cfg.cache_dir, root, cfg.image_size, key, read, build)
-    return replace(source, notes=notes)
+    return {"train": vars(train), "test": vars(_with_labels_of(train.classes, test))}
 
 
 def _list(root: Path, split: str) -> Listing:

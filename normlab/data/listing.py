@@ -1,13 +1,17 @@
 """The files under data.root, and where their pixels are cached."""
 
+import json
 import os
 import shutil
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from normlab.atomic import atomic_write
 from normlab.config import ConfigError
+from normlab.config.data import ImageFolderConfig, MaskFilesConfig
 from normlab.data.cache import digest, read_or_build, user_folder
 from normlab.data.decode import SUFFIXES
 
@@ -104,6 +108,31 @@ def files_under(folder: str) -> list[tuple[str, int, int]]:
     return found
 
 
+def listed(cfg: ImageFolderConfig | MaskFilesConfig, root: Path, look: Callable[[], Any]) -> Any:
+    """What look() finds below `root`, in terms of JSON; without cfg.check_files, what it found the first time.
+
+    That is kept at <cache_dir>/<root's name>-<hash of its path and of cfg.name>.files.json from the first call
+    without cfg.check_files, and brought up to date by every later one with it.
+    Raises: ConfigError if it cannot be written; whatever look raises.
+    """
+    caches = _caches(cfg.cache_dir)
+    file = caches / f"{root.name}-{digest(root, cfg.name)}.files.json"
+    if not cfg.check_files:
+        with suppress(FileNotFoundError, ValueError):
+            return json.loads(file.read_bytes())
+    found = look()
+    try:
+        if not cfg.check_files or file.exists():
+            caches.mkdir(parents=True, exist_ok=True)
+            with atomic_write(file) as opened:
+                json.dump(found, opened)
+    except OSError as error:
+        if not cfg.check_files:
+            raise _unwritable(caches, error) from error
+        # A shared cache may be read-only; whoever can write to it brings the list up to date.
+    return found
+
+
 def cached(
     cache_dir: str | None,
     root: Path,
@@ -117,22 +146,28 @@ def cached(
     It lies at <cache_dir>/<root's name>-<hash of its path and size>/<key>.
     Raises: ConfigError if it cannot be written.
     """
-    try:
-        caches = Path(os.path.expanduser(cache_dir)) if cache_dir else user_folder()
-    except RuntimeError as error:
-        raise ConfigError(
-            f"data.cache_dir is not given, and there is no home folder ({error}); give it."
-        ) from error
+    caches = _caches(cache_dir)
     folder = caches / f"{root.name}-{digest(root, size)}"
     try:
         return read_or_build(folder, key, read, build)
     except OSError as error:
         # A cache that exists and yet has to be written is damaged. If it is shared, its owner should know.
         damaged = f", and {folder / key} is damaged" if os.path.exists(folder / key) else ""
+        raise _unwritable(caches, error, damaged) from error
+
+
+def _caches(cache_dir: str | None) -> Path:
+    try:
+        return Path(os.path.expanduser(cache_dir)) if cache_dir else user_folder()
+    except RuntimeError as error:
         raise ConfigError(
-            f"data.cache_dir={caches} cannot be written ({error.strerror or error}){damaged}; "
-            "choose a folder that can."
+            f"data.cache_dir is not given, and there is no home folder ({error}); give it."
         ) from error
+
+
+def _unwritable(caches: Path, error: OSError, damaged: str = "") -> ConfigError:
+    reason = error.strerror or error
+    return ConfigError(f"data.cache_dir={caches} cannot be written ({reason}){damaged}; choose a folder that can.")
 
 
 def announce(folder: Path, what: str, size: int, tell: Tell) -> None:

@@ -1,6 +1,7 @@
 """Pictures and masks of one's own: images/ and masks/ under train/ and under val/, test/ or both."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,14 +23,18 @@ def read(cfg: MaskFolderConfig, tell: Tell) -> Source:
     Raises: ConfigError naming the folder or file that stands in the way.
     """
     root = data_root(cfg.root, EXPECTED)
+    labels, palette_K3 = (_by_colour if cfg.colour_map else _by_index)(cfg)
+    return read_pairs(cfg, root, partial(_find, root), labels, palette_K3, tell)
+
+
+def _find(root: Path) -> dict[str, list[Pair]]:
     held_out = held_out_folders(root)
     if not held_out:
         raise ConfigError(f"data.root={root} has neither test/ nor val/; it must hold {EXPECTED}.")
-    labels, palette_K3 = (_by_colour if cfg.colour_map else _by_index)(cfg)
     splits = {"train": _pairs(root, "train"), "test": _pairs(root, held_out[0])}
     if len(held_out) == 2:
         splits["val"] = _pairs(root, "val")
-    return read_pairs(cfg, root, splits, labels, palette_K3, tell)
+    return splits
 
 
 def _pairs(root: Path, split: str) -> list[Pair]:

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from normlab.config.data import MaskFilesConfig
 from normlab.data.cache import ArrayWriter, DamagedError, digest, map_array, write_text
 from normlab.data.dataset import MaskedImages, PixelMoments, Source
 from normlab.data.decode import as_rgb, grey_values, in_threads, opened
-from normlab.data.listing import Tell, announce, cached, file_status
+from normlab.data.listing import Tell, announce, cached, file_status, listed
 
 CACHE_VERSION = 2
 """To be raised when the pixels or the files of the cache change."""
@@ -78,31 +80,38 @@ def rgb(value: int) -> tuple[int, int, int]:
 def read_pairs(
     cfg: MaskFilesConfig,
     root: Path,
-    splits: dict[str, list[Pair]],
+    find: Callable[[], dict[str, list[Pair]]],
     labels: Labels,
     palette_K3: torch.Tensor,
     tell: Tell,
 ) -> Source:
     """The pictures and masks of train, of test, and of val where there is one, out of the cache.
 
-    Raises: ConfigError naming the file that cannot be used.
+    `find` finds their files. Raises: ConfigError naming the file that cannot be used.
     """
-    files = [(path, file_status(path)) for pairs in splits.values() for pair in pairs for path in pair]
-    stamps = [(Path(path).relative_to(root), found.st_size, found.st_mtime_ns) for path, found in files]
+
+    def look() -> dict[str, Any]:
+        splits = find()
+        files = [(path, file_status(path)) for pairs in splits.values() for pair in pairs for path in pair]
+        stamps = [(str(Path(path).relative_to(root)), found.st_size, found.st_mtime_ns) for path, found in files]
+        return {"splits": splits, "stamp": digest(*stamps)}
+
+    found = listed(cfg, root, look)
+    splits = {split: [(image, mask) for image, mask in pairs] for split, pairs in found["splits"].items()}
     sizes = {split: len(pairs) for split, pairs in splits.items()}
     meaning = (sorted(labels.of_value.items()), labels.classes)
-    key = digest(CACHE_VERSION, meaning, sizes, *stamps)
+    key = digest(CACHE_VERSION, meaning, sizes, found["stamp"])
     build = partial(_build, splits=splits, labels=labels, size=cfg.image_size, tell=tell, name=root.name)
     read = partial(_open, sizes=sizes)
-    found, fingerprint, mean_C, std_C = cached(cfg.cache_dir, root, cfg.image_size, key, read, build)
+    opened, fingerprint, mean_C, std_C = cached(cfg.cache_dir, root, cfg.image_size, key, read, build)
     return Source(
-        train=found["train"],
-        test=found["test"],
+        train=opened["train"],
+        test=opened["test"],
         classes=labels.classes,
         fingerprint=fingerprint,
         mean_C=mean_C,
         std_C=std_C,
-        val=found.get("val"),
+        val=opened.get("val"),
         palette_K3=palette_K3,
     )
 

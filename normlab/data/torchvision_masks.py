@@ -1,6 +1,7 @@
 """Pascal VOC 2012, Cityscapes (fine) and Oxford-IIIT Pet: torchvision finds and fetches the files."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,15 +54,18 @@ def read(cfg: TorchvisionMasksConfig, tell: Tell) -> Source:
     if cfg.name not in SPLITS:
         raise ConfigError(f"data.name={cfg.name} is none of {', '.join(SPLITS)}; choose one of them.")
     root = Path(os.path.expanduser(cfg.root)).resolve()
+    return read_pairs(cfg, root, partial(_find, cfg, root), *_labels(cfg.name), tell)
+
+
+def _find(cfg: TorchvisionMasksConfig, root: Path) -> dict[str, list[Pair]]:
     train, test = SPLITS[cfg.name]
     try:
-        splits = {"train": _pairs(cfg.name, root, train), "test": _pairs(cfg.name, root, test)}
+        return {"train": _pairs(cfg.name, root, train), "test": _pairs(cfg.name, root, test)}
     except (OSError, RuntimeError) as error:
         if not cfg.download or cfg.name == "cityscapes":
             raise ConfigError(_missing(cfg, error)) from error
-        _download(cfg, root)
-        splits = {"train": _pairs(cfg.name, root, train), "test": _pairs(cfg.name, root, test)}
-    return read_pairs(cfg, root, splits, *_labels(cfg.name), tell)
+    _download(cfg, root)
+    return {"train": _pairs(cfg.name, root, train), "test": _pairs(cfg.name, root, test)}
 
 
 def _pairs(name: str, root: Path, split: str, *, download: bool = False) -> list[Pair]:

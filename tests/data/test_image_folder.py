@@ -3,6 +3,7 @@
 import os
 import shutil
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from normlab.config import ConfigError
-from normlab.config.data import ImageFolderConfig
+from normlab.config.data import Decode, ImageFolderConfig
 from normlab.data import image_folder, load
 from normlab.data.decode import decode
 
@@ -100,6 +101,26 @@ def test_folders_of_pictures_and_of_masks_are_warned_of(root, read, names, warne
             (root / split / old).rename(root / split / new)
     _, *warnings = read().notes
     assert [line.startswith("warning:") and "data=mask_folder" in line for line in warnings] == [True] * warned
+
+
+@pytest.mark.parametrize("decode", ["cache", "stream"])
+def test_unchecked_files_are_looked_at_once_and_again_by_a_load_that_checks(root, read, monkeypatch, decode):
+    monkeypatch.setattr(image_folder, "PROBED", 1)  # what is streamed is read
+    unchecked = partial(read, decode=Decode[decode], check_files=False)
+    first = unchecked()
+    paint(root / "train/cat/9.png", (1, 2, 3))
+    with monkeypatch.context() as patch:
+        patch.setattr("normlab.data.listing.entries", lambda folder: pytest.fail(f"looked into {folder}"))
+        second = unchecked()
+    assert (len(second.train), second.fingerprint, second.notes) == (6, first.fingerprint, first.notes)
+    assert torch.equal(second.train.take(torch.arange(6))[0], first.train.take(torch.arange(6))[0])
+    assert len(read(decode=Decode[decode]).train) == 7
+    assert len(unchecked().train) == 7
+
+
+def test_files_that_are_checked_are_not_listed_on_disk(read, tmp_path):
+    read()
+    assert not list((tmp_path / "cache").glob("*.json"))
 
 
 @pytest.mark.parametrize("change", ["content", "added", "removed"])

@@ -72,6 +72,18 @@ def test_a_changed_mask_makes_another_cache_and_another_fingerprint(root, read):
     assert after.train.sample(0)[1].unique().tolist() == [1, 2]
 
 
+def test_unchecked_files_are_looked_at_once_and_again_by_a_load_that_checks(root, read):
+    first = read(check_files=False)
+    write(root / "train/masks/a.png", mask_of("a", (2, 2, 1)))
+    (root / "test/masks").rename(root / "test/away")
+    second = read(check_files=False)
+    assert (len(second.train), second.fingerprint) == (len(first.train), first.fingerprint)
+    (root / "test/away").rename(root / "test/masks")
+    checked = read()
+    assert checked.fingerprint != first.fingerprint
+    assert read(check_files=False).fingerprint == checked.fingerprint
+
+
 @pytest.mark.parametrize("change", ["truncated", "other"])
 def test_a_damaged_cache_is_made_anew(read, tmp_path, change):
     before = read().train.labels.clone()
