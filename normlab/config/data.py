@@ -240,11 +240,16 @@ class ShapesSegConfig(SegmentationConfig):
 
 
 @dataclass(kw_only=True)
-class MaskFilesConfig(SegmentationConfig):
-    """Settings of every segmentation data set that is read from files."""
+class AnySizeConfig(SegmentationConfig):
+    """Settings of every segmentation data set whose pictures may have any size."""
 
     image_size: int | None = setting(None, minimum=8, maximum=16384)
     """The shorter side of every picture and mask is resized to this many pixels. null: not resized."""
+
+
+@dataclass(kw_only=True)
+class MaskFilesConfig(AnySizeConfig):
+    """Settings of every segmentation data set that is read from files."""
 
     cache_dir: str | None = setting(None, identity=False)
     """Where decoded pixels are kept, and with check_files=false the list of files. null: $XDG_CACHE_HOME/normlab,
@@ -299,3 +304,34 @@ class TorchvisionMasksConfig(MaskFilesConfig):
 
     download: bool = setting(True, identity=False)
     """Download missing data where torchvision can: not Cityscapes, whose archives require an account."""
+
+
+@choice("custom_segmentation")
+@dataclass(kw_only=True)
+class CustomSegmentationDataConfig(AnySizeConfig):
+    """A data set of your own, with a class for each pixel."""
+
+    builder = "normlab.data.custom_segmentation:read"
+    names: ClassVar[tuple[str, ...] | None] = None
+    library: ClassVar[str] = "custom"
+
+    name: str = ""
+    """Determined by the target: my_data.load."""
+
+    target: str = setting("", identity=False)
+    """`module:name` of what gives the data, in the folder of the command: called with args, it gives a dict of
+    `train`, `test` and `classes` (their names or their number), and if there is, `val`. A split has a length, and
+    gives (picture, mask) at each index. Each is read once, into a cache: what is drawn at random is drawn once."""
+
+    args: dict[str, Any] = setting({}, identity=False)
+    """Arguments of the target by their names, such as 'data.args={root: streets}'."""
+
+    ignore_index: int = setting(255, minimum=0, maximum=65535)
+    """Mask value of pixels that count neither in the loss nor in the metrics."""
+
+    cache_dir: str | None = setting(None, identity=False)
+    """Where the pixels are kept. null: $XDG_CACHE_HOME/normlab, or ~/.cache/normlab."""
+
+    def __post_init__(self) -> None:
+        self.name = name_of_target(self, self.target, "my_data:load")
+        super().__post_init__()

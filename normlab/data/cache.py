@@ -155,13 +155,23 @@ class ArrayWriter:
     It does so by plain writes, since a full disk is then an OSError; a memory map would end the process by SIGBUS.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    def __init__(self, path: Path, row_shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._row_shape, self._dtype, self._rows = row_shape, dtype, 0
         self._file = path.open("wb")
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self._file, header)
+        self._write_header()
 
     def write(self, block: np.ndarray) -> None:
+        """Append rows, as (n, *row_shape)."""
+        assert (block.shape[1:], block.dtype) == (self._row_shape, self._dtype)
         self._file.write(np.ascontiguousarray(block).data)
+        self._rows += len(block)
+
+    def _write_header(self) -> None:
+        """At the start of the file, in place of an earlier one: NumPy leaves room for any number of rows."""
+        self._file.seek(0)
+        descr = np.lib.format.dtype_to_descr(self._dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": (self._rows, *self._row_shape)}
+        np.lib.format.write_array_header_1_0(self._file, header)
 
     def __enter__(self) -> "ArrayWriter":
         return self
@@ -170,6 +180,8 @@ class ArrayWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._file:
+            if kind is None:
+                self._write_header()
             self._file.flush()
             os.fsync(self._file.fileno())
 

@@ -1,4 +1,4 @@
-"""Data that users name as module:name, decoded once into the cache that image folders have."""
+"""Pictures with a class each that users name as module:name, read once into the cache that image folders have."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from normlab.config import ConfigError
-from normlab.config.data import CustomDataConfig
+from normlab.config.data import CustomDataConfig, CustomSegmentationDataConfig
 from normlab.data.cache import ArrayWriter, digest
 from normlab.data.dataset import PixelMoments, Source
 from normlab.data.decode import as_rgb, as_square
@@ -29,14 +29,21 @@ PROGRESS_EVERY = 256
 """Pictures between two lines of progress."""
 
 
+Config = CustomDataConfig | CustomSegmentationDataConfig
+
+
 @dataclass(frozen=True)
 class Given:
     """What the target gave."""
 
     splits: dict[str, Any]
-    """Name -> what has a length, and (picture, label) at each index."""
+    """Name -> what has a length, and (picture, label or mask) at each index."""
 
     classes: list[str] | None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {split: len(samples) for split, samples in self.splits.items()}
 
 
 def read(cfg: CustomDataConfig, tell: Tell) -> Source:
@@ -46,18 +53,24 @@ def read(cfg: CustomDataConfig, tell: Tell) -> Source:
     data depend on, it cannot know.
     Raises: ConfigError that names the target.
     """
-    given = _given(cfg)
+    given = call(cfg)
+    build = partial(_build, cfg=cfg, given=given, tell=tell)
+    read = partial(
+        open_images, version=CACHE_VERSION, sizes=given.counts, size=cfg.image_size, classes=given.classes
+    )
+    return cached(cfg.cache_dir, *place(cfg, CACHE_VERSION, given.counts, given.classes), read, build)
+
+
+def place(cfg: Config, *parts: object) -> tuple[Path, int | None, str]:
+    """Where a cache lies, as `cached` takes it: what stands for its root, its size, and a key made of `parts`."""
     file = source_file("data.target", cfg.target)
-    sizes = {split: len(samples) for split, samples in given.splits.items()}
     source_code = hashlib.sha256(file.read_bytes()).hexdigest()
     root = file.with_name(f"{cfg.name}-{digest(json.dumps(cfg.args, sort_keys=True))}")
-    build = partial(_build, cfg=cfg, given=given, tell=tell)
-    read = partial(open_images, version=CACHE_VERSION, sizes=sizes, size=cfg.image_size, classes=given.classes)
-    key = digest(CACHE_VERSION, source_code, sizes, given.classes)
-    return cached(cfg.cache_dir, root, cfg.image_size, key, read, build)
+    return root, cfg.image_size, digest(source_code, *parts)
 
 
-def _given(cfg: CustomDataConfig) -> Given:
+def call(cfg: Config) -> Given:
+    """What `data.target` gives for `data.args`. Raises: ConfigError that names the target."""
     made = call_target("data.target", cfg.target, cfg.args)
     names = {"train", "test", "val", "classes"}
     if not isinstance(made, Mapping) or not {"train", "test"} <= made.keys() <= names:
@@ -71,10 +84,16 @@ def _given(cfg: CustomDataConfig) -> Given:
             what = "nothing" if hasattr(samples, "__len__") and not len(samples) else named(samples)
             raise ConfigError(
                 f"data.target={cfg.target} gave {what} for {split}; let it be a list, or a data set with a "
-                "length, of (picture, label)."
+                f"length, of (picture, {_second(cfg)})."
             )
     classes = made.get("classes", getattr(splits["train"], "classes", None))
+    if isinstance(classes, int):
+        classes = range(classes)
     return Given(splits, None if classes is None else list(map(str, classes)))
+
+
+def _second(cfg: Config) -> str:
+    return "label" if isinstance(cfg, CustomDataConfig) else "mask"
 
 
 def _build(folder: Path, *, cfg: CustomDataConfig, given: Given, tell: Tell) -> None:
@@ -86,17 +105,17 @@ def _build(folder: Path, *, cfg: CustomDataConfig, given: Given, tell: Tell) -> 
     labels: dict[str, np.ndarray] = {}
     for split, samples in given.splits.items():
         labels[split] = np.empty(len(samples), dtype=INT64)
-        with ArrayWriter(folder / f"{split}_images.npy", (len(samples), size, size, 3), UINT8) as writer:
+        with ArrayWriter(folder / f"{split}_images.npy", (size, size, 3), UINT8) as writer:
             for index in range(len(samples)):
                 image_HWC, labels[split][index] = _sample(cfg, given, split, index)
-                writer.write(image_HWC)
+                writer.write(image_HWC[None])
                 content.update(image_HWC.tobytes())
                 if split == "train":
                     moments.add(image_HWC[None])
                 done += 1
                 if done % PROGRESS_EVERY == 0 or done == total:
                     tell(f"reading {cfg.target}", done, total)
-        with ArrayWriter(folder / f"{split}_labels.npy", labels[split].shape, INT64) as writer:
+        with ArrayWriter(folder / f"{split}_labels.npy", (), INT64) as writer:
             writer.write(labels[split])
     classes = given.classes or [str(label) for label in range(1 + max(int(of.max()) for of in labels.values()))]
     content.update(json.dumps([classes, {split: of.tolist() for split, of in labels.items()}, size]).encode())
@@ -105,16 +124,7 @@ def _build(folder: Path, *, cfg: CustomDataConfig, given: Given, tell: Tell) -> 
 
 def _sample(cfg: CustomDataConfig, given: Given, split: str, index: int) -> tuple[np.ndarray, int]:
     """A picture (size, size, 3) uint8, and its label. Raises: ConfigError that names them."""
-    where = f"data.target={cfg.target}: {split}[{index}]"
-    try:
-        sample = given.splits[split][index]
-    except Exception as error:
-        raise ConfigError(f"{where}: {said_in(error)}.") from error
-    if isinstance(sample, Mapping) and {"image", "label"} <= sample.keys():
-        sample = sample["image"], sample["label"]
-    if not isinstance(sample, (tuple, list)) or len(sample) != 2:
-        raise ConfigError(f"{where} is {named(sample)}; let it be (picture, label), or a dict of image and label.")
-    picture, label = sample
+    where, pixels, label = picture_of(cfg, given, split, index)
     try:
         label = operator.index(label)  # of NumPy and torch too
     except TypeError:
@@ -122,6 +132,23 @@ def _sample(cfg: CustomDataConfig, given: Given, split: str, index: int) -> tupl
     if label < 0 or (given.classes is not None and label >= len(given.classes)):
         known = f"0 to {len(given.classes) - 1}, which classes names" if given.classes else "at least 0"
         raise ConfigError(f"{where} has the label {label}; let it be {known}.")
+    return as_square(pixels, cfg.image_size), label
+
+
+def picture_of(cfg: Config, given: Given, split: str, index: int) -> tuple[str, Image.Image, Any]:
+    """What errors call a sample, its picture in RGB, and its label or mask as given. Raises: ConfigError."""
+    where, second = f"data.target={cfg.target}: {split}[{index}]", _second(cfg)
+    try:
+        sample = given.splits[split][index]
+    except Exception as error:
+        raise ConfigError(f"{where}: {said_in(error)}.") from error
+    if isinstance(sample, Mapping) and {"image", second} <= sample.keys():
+        sample = sample["image"], sample[second]
+    if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+        raise ConfigError(
+            f"{where} is {named(sample)}; let it be (picture, {second}), or a dict of image and {second}."
+        )
+    picture, other = sample
     try:
         pixels = _rgb(picture)
     except ValueError as error:  # of what is grey by no known scale
@@ -131,7 +158,7 @@ def _sample(cfg: CustomDataConfig, given: Given, split: str, index: int) -> tupl
             f"{where} has for its picture {named(picture)}; let it be one of PIL, or uint8 values: an array "
             "(H, W, 3) or a tensor (3, H, W). Pictures are normalised and augmented here."
         )
-    return as_square(pixels, cfg.image_size), label
+    return where, pixels, other
 
 
 def _rgb(picture: Any) -> Image.Image | None:

@@ -189,9 +189,9 @@ def _build(folder: Path, *, listings: dict[str, Listing], size: int, tell: Tell,
     for split, listing in listings.items():
         labels = np.array(listing.labels, dtype=INT64)
         content.update(json.dumps([split, len(labels), size]).encode() + labels.tobytes())
-        with ArrayWriter(folder / f"{split}_labels.npy", labels.shape, INT64) as writer:
+        with ArrayWriter(folder / f"{split}_labels.npy", (), INT64) as writer:
             writer.write(labels)
-        with ArrayWriter(folder / f"{split}_images.npy", (len(labels), size, size, 3), UINT8) as writer:
+        with ArrayWriter(folder / f"{split}_images.npy", (size, size, 3), UINT8) as writer:
             for block_BHWC in decode_all(listing.paths, size):
                 writer.write(block_BHWC)
                 content.update(block_BHWC.data)

@@ -1,6 +1,7 @@
-"""The cache of labelled images of one size: what lies beside the pixels, and how it is opened."""
+"""The cache of labelled images of one size, and what lies beside the pixels of any cache."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ UINT8, INT64 = np.dtype(np.uint8), np.dtype(np.int64)
 
 
 def write_meta(folder: Path, version: int, classes: list[str], moments: PixelMoments, fingerprint: str) -> None:
-    """What `open_images` needs besides <split>_images.npy and <split>_labels.npy."""
+    """What `read_meta` reads: names of the classes, a hash of the content, and the training pixels' moments."""
     mean_C, std_C = moments.result()
     meta = {
         "version": version,
@@ -25,13 +26,18 @@ def write_meta(folder: Path, version: int, classes: list[str], moments: PixelMom
     write_text(folder / "meta.json", json.dumps(meta, indent=1))
 
 
-def open_images(
-    folder: Path, version: int, sizes: dict[str, int], size: int, classes: list[str] | None = None
-) -> Source:
-    """The splits of `sizes` images each, memory-mapped. Of classes that are not given, the file tells.
+@dataclass(frozen=True)
+class Meta:
+    """What `write_meta` wrote."""
 
-    Raises: DamagedError.
-    """
+    classes: list[str]
+    fingerprint: str
+    mean_C: torch.Tensor
+    std_C: torch.Tensor
+
+
+def read_meta(folder: Path, version: int, classes: list[str] | None) -> Meta:
+    """What lies beside the pixels. Of classes that are not given, the file tells. Raises: DamagedError."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         fingerprint = str(meta["fingerprint"])
@@ -42,12 +48,29 @@ def open_images(
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{folder / 'meta.json'}: {error}") from error
     if not known or mean_C.shape != (3,) or std_C.shape != (3,):
-        raise DamagedError(f"{folder / 'meta.json'} does not describe these images")
+        raise DamagedError(f"{folder / 'meta.json'} does not describe these pictures")
+    return Meta(list(classes), fingerprint, mean_C, std_C)
+
+
+def open_images(
+    folder: Path, version: int, sizes: dict[str, int], size: int, classes: list[str] | None = None
+) -> Source:
+    """The splits of `sizes` images each, memory-mapped. Of classes that are not given, the file tells.
+
+    Raises: DamagedError.
+    """
+    meta = read_meta(folder, version, classes)
     splits = {}
     for split, count in sizes.items():
         images_BHWC = map_array(folder / f"{split}_images.npy", (count, size, size, 3), UINT8)
         labels_B = map_array(folder / f"{split}_labels.npy", (count,), INT64)
         splits[split] = LabelledImages(images_BHWC, labels_B.clone())
     return Source(
-        splits["train"], splits["test"], list(classes), fingerprint, mean_C, std_C, val=splits.get("val")
+        splits["train"],
+        splits["test"],
+        meta.classes,
+        meta.fingerprint,
+        meta.mean_C,
+        meta.std_C,
+        val=splits.get("val"),
     )

@@ -10,7 +10,8 @@ from normlab.config import ConfigError
 from normlab.config.data import MaskFolderConfig
 from normlab.data.dataset import IGNORED, Source
 from normlab.data.listing import Tell, data_root, file_status, files_under, held_out_folders
-from normlab.data.masks import Labels, Pair, palette, read_pairs
+from normlab.data.mask_files import Pair, read_pairs
+from normlab.data.masks import Labels, index_labels, palette
 
 EXPECTED = "train/images/, train/masks/, and the same under val/, test/ or both"
 VOID = "void"
@@ -69,19 +70,10 @@ def _by_stem(folder: Path) -> dict[str, str]:
 def _by_index(cfg: MaskFolderConfig) -> tuple[Labels, torch.Tensor]:
     if cfg.num_classes is None:
         raise ConfigError("data.num_classes is not given; say how many classes the masks have.")
-    if cfg.ignore_index < cfg.num_classes:
-        raise ConfigError(
-            f"data.ignore_index={cfg.ignore_index} is one of the classes 0 to {cfg.num_classes - 1} of "
-            f"data.num_classes={cfg.num_classes}; it must be above them."
-        )
     names = cfg.class_names or [f"class_{index}" for index in range(cfg.num_classes)]
     _check_names(cfg, cfg.num_classes)
-    of_value = {index: index for index in range(cfg.num_classes)} | {cfg.ignore_index: IGNORED}
-    meaning = (
-        f"data.num_classes={cfg.num_classes} allows 0 to {cfg.num_classes - 1}, and "
-        f"data.ignore_index={cfg.ignore_index} what is ignored"
-    )
-    return Labels(names, of_value, meaning), palette(cfg.num_classes)
+    labels = index_labels(names, cfg.ignore_index, f"data.num_classes={cfg.num_classes}")
+    return labels, palette(cfg.num_classes)
 
 
 def _by_colour(cfg: MaskFolderConfig) -> tuple[Labels, torch.Tensor]:

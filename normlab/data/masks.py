@@ -1,35 +1,31 @@
-"""Pictures and masks in files: what a mask's values mean, and the cache that both are decoded into once."""
+"""Pictures of any size with a class for each pixel: what a mask's values mean, and the cache of both."""
 
 import hashlib
 import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 
 from normlab.config import ConfigError
-from normlab.config.data import MaskFilesConfig
-from normlab.data.cache import ArrayWriter, DamagedError, digest, map_array, write_text
-from normlab.data.dataset import MaskedImages, PixelMoments, Source
-from normlab.data.decode import as_rgb, grey_values, in_threads, opened
-from normlab.data.listing import Tell, announce, cached, file_status, listed
+from normlab.data.cache import ArrayWriter, map_array
+from normlab.data.dataset import IGNORED, MaskedImages, PixelMoments, Source
+from normlab.data.images import INT64, UINT8, read_meta, write_meta
 
 CACHE_VERSION = 2
 """To be raised when the pixels or the files of the cache change."""
 
+OF_INDICES = ("1", "L", "P", "I", "I;16", "I;16B")
+"""Pillow's modes of pictures that can hold an index for each pixel."""
+
 LARGEST = 2 * 2**30 // 12
 """Most pixels of a resized picture: what Pillow allows when it reads one."""
 
-UINT8, INT64 = np.dtype(np.uint8), np.dtype(np.int64)
-
-Pair = tuple[str, str]
-"""Paths of a picture and of its mask."""
+Sample = tuple[np.ndarray, np.ndarray]
+"""A picture (H, W, 3) and its mask (H, W), uint8."""
 
 
 @dataclass(frozen=True)
@@ -46,30 +42,31 @@ class Labels:
 
     in_colours: bool = False
 
-    def read(self, mask: Image.Image, path: str) -> np.ndarray:
+    def of(self, values_HW: np.ndarray, where: str) -> np.ndarray:
         """The class of each pixel, or IGNORED: (H, W) uint8.
 
-        Raises: ConfigError naming the file, where a value has no meaning.
+        Raises: ConfigError that begins with `where`, if a value has no meaning.
         """
-        values_HW = self._values(mask, path)
         found, places = np.unique(values_HW, return_inverse=True)
         unknown = [value for value in found.tolist() if value not in self.of_value]
         if unknown:
             what = "the colour {} {} {}".format(*rgb(unknown[0])) if self.in_colours else f"{unknown[0]}"
-            raise ConfigError(f"{path} holds {what}, which is not a class: {self.meaning}.")
+            raise ConfigError(f"{where} holds {what}, which is not a class: {self.meaning}.")
         labels = np.array([self.of_value[value] for value in found.tolist()], dtype=UINT8)
         return labels[places].reshape(values_HW.shape)
 
-    def _values(self, mask: Image.Image, path: str) -> np.ndarray:
-        if self.in_colours:
-            channels_HWC = np.asarray(as_rgb(mask)).astype(np.int64)
-            return channels_HWC @ np.array([65536, 256, 1])
-        if mask.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
-            raise ConfigError(
-                f"{path} is a picture in {mask.mode}, not one of class indices; say which colour is which class "
-                "by data.colour_map."
-            )
-        return grey_values(mask)
+
+def index_labels(classes: list[str], ignore_index: int, given_by: str) -> Labels:
+    """Masks that hold the index of each pixel's class, or `ignore_index`. Raises: ConfigError if they overlap."""
+    last = len(classes) - 1
+    if ignore_index <= last:
+        raise ConfigError(
+            f"data.ignore_index={ignore_index} is one of the classes 0 to {last} of {given_by}; "
+            "it must be above them."
+        )
+    of_value = {index: index for index in range(len(classes))} | {ignore_index: IGNORED}
+    meaning = f"{given_by} allows 0 to {last}, and data.ignore_index={ignore_index} what is ignored"
+    return Labels(classes, of_value, meaning)
 
 
 def rgb(value: int) -> tuple[int, int, int]:
@@ -77,162 +74,94 @@ def rgb(value: int) -> tuple[int, int, int]:
     return value >> 16, value >> 8 & 255, value & 255
 
 
-def read_pairs(
-    cfg: MaskFilesConfig,
-    root: Path,
-    find: Callable[[], dict[str, list[Pair]]],
-    labels: Labels,
-    palette_K3: torch.Tensor,
-    tell: Tell,
-) -> Source:
-    """The pictures and masks of train, of test, and of val where there is one, out of the cache.
+def scaled_size(width_height: tuple[int, int], size: int | None, where: str) -> tuple[int, int]:
+    """Width and height once the shorter side is resized to `size`.
 
-    `find` finds their files. Raises: ConfigError naming the file that cannot be used.
+    Raises: ConfigError that begins with `where`, if they are too many pixels.
     """
-
-    def look() -> dict[str, Any]:
-        splits = find()
-        files = [(path, file_status(path)) for pairs in splits.values() for pair in pairs for path in pair]
-        stamps = [(str(Path(path).relative_to(root)), found.st_size, found.st_mtime_ns) for path, found in files]
-        return {"splits": splits, "stamp": digest(*stamps)}
-
-    found = listed(cfg, root, look)
-    splits = {split: [(image, mask) for image, mask in pairs] for split, pairs in found["splits"].items()}
-    sizes = {split: len(pairs) for split, pairs in splits.items()}
-    meaning = (sorted(labels.of_value.items()), labels.classes)
-    key = digest(CACHE_VERSION, meaning, sizes, found["stamp"])
-    build = partial(_build, splits=splits, labels=labels, size=cfg.image_size, tell=tell, name=root.name)
-    read = partial(_open, sizes=sizes)
-    opened, fingerprint, mean_C, std_C = cached(cfg.cache_dir, root, cfg.image_size, key, read, build)
-    return Source(
-        train=opened["train"],
-        test=opened["test"],
-        classes=labels.classes,
-        fingerprint=fingerprint,
-        mean_C=mean_C,
-        std_C=std_C,
-        val=opened.get("val"),
-        palette_K3=palette_K3,
-    )
-
-
-def _build(
-    folder: Path,
-    *,
-    splits: dict[str, list[Pair]],
-    labels: Labels,
-    size: int | None,
-    tell: Tell,
-    name: str,
-) -> None:
-    """Decode every pair into `folder`, with the content's fingerprint and the training pixels' moments."""
-    total, done = sum(map(len, splits.values())), 0
-    content = hashlib.blake2b(json.dumps(labels.classes).encode(), digest_size=16)
-    moments = PixelMoments()
-    places = {split: _places([_size(pair, size) for pair in pairs]) for split, pairs in splits.items()}
-    turned = [pair[0] for pairs in splits.values() for pair in pairs if _is_turned(pair[0])]
-    if turned:
-        print(
-            f"warning: {len(turned)} pictures of {name} are to be shown turned or mirrored (EXIF), such as "
-            f"{turned[0]}; pixels are used as they are stored, so see that the masks lie over those",
-            file=sys.stderr,
-        )
-    area = sum(int((places_B3[:, 1] * places_B3[:, 2]).sum()) for places_B3 in places.values())
-    announce(folder, f"{total} pictures and masks of {name}", 4 * area, tell)
-    for split, pairs in splits.items():
-        places_B3 = places[split]
-        pixels = int((places_B3[:, 1] * places_B3[:, 2]).sum())
-        content.update(json.dumps([split, len(pairs)]).encode() + places_B3.tobytes())
-        with ArrayWriter(folder / f"{split}_places.npy", places_B3.shape, INT64) as writer:
-            writer.write(places_B3)
-        with (
-            ArrayWriter(folder / f"{split}_pixels.npy", (3 * pixels,), UINT8) as images,
-            ArrayWriter(folder / f"{split}_labels.npy", (pixels,), UINT8) as masks,
-        ):
-            for image_HWC, mask_HW in in_threads(partial(_decode, labels=labels, size=size), pairs):
-                images.write(image_HWC)
-                masks.write(mask_HW)
-                content.update(image_HWC.tobytes() + mask_HW.tobytes())
-                if split == "train":
-                    moments.add(image_HWC)
-                done += 1
-                tell(f"decoding {name}", done, total)
-    mean_C, std_C = moments.result()
-    meta = {
-        "version": CACHE_VERSION,
-        "mean": mean_C.tolist(),
-        "std": std_C.tolist(),
-        "fingerprint": content.hexdigest(),
-    }
-    write_text(folder / "meta.json", json.dumps(meta, indent=1))
-
-
-def _size(pair: Pair, size: int | None) -> tuple[int, int]:
-    """Width and height of a picture in the cache. Raises: ConfigError where its mask has others."""
-    with opened(pair[0]) as image, opened(pair[1]) as mask:
-        if image.size != mask.size:
-            sizes = ["x".join(map(str, one.size)) for one in (image, mask)]
-            raise ConfigError(
-                f"{pair[0]} is {sizes[0]} pixels, but its mask {pair[1]} is {sizes[1]}; they must be of one size."
-            )
-        scale = 1.0 if size is None else size / min(image.size)
-        width, height = (max(1, round(side * scale)) for side in image.size)
+    scale = 1.0 if size is None else size / min(width_height)
+    width, height = (max(1, round(side * scale)) for side in width_height)
     if width * height > LARGEST:
         raise ConfigError(
-            f"{pair[0]} would be {width}x{height} pixels at data.image_size={size}; lower it, or cut the picture."
+            f"{where} would be {width}x{height} pixels at data.image_size={size}; lower it, or cut the picture."
         )
     return width, height
 
 
-def _is_turned(path: str) -> bool:
-    """Whether the file asks to be shown rotated or mirrored, as a phone's do. A mask may be drawn either way."""
-    with opened(path) as image:
-        return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-
-
-def _places(sizes: list[tuple[int, int]]) -> np.ndarray:
-    """(n, 3) int64: first pixel, height and width of pictures that lie one after the other."""
-    widths, heights = np.array(sizes, dtype=INT64).reshape(-1, 2).T
-    ends = np.cumsum(widths * heights)
-    return np.stack([ends - widths * heights, heights, widths], axis=1)
-
-
-def _decode(pair: Pair, *, labels: Labels, size: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """A picture (H, W, 3) and its mask (H, W), uint8."""
-    width_height = _size(pair, size)
-    with opened(pair[0]) as image:
-        pixels = as_rgb(image)
-    with opened(pair[1]) as mask:
-        labels_HW = labels.read(mask, pair[1])
+def resized(pixels: Image.Image, labels_HW: np.ndarray, width_height: tuple[int, int]) -> Sample:
+    """An RGB picture, bilinear, and the class of each pixel, of the nearest, at another size."""
     if pixels.size != width_height:
         pixels = pixels.resize(width_height, Image.Resampling.BILINEAR)
         labels_HW = np.asarray(Image.fromarray(labels_HW).resize(width_height, Image.Resampling.NEAREST))
     return np.asarray(pixels), labels_HW
 
 
-def _open(
-    folder: Path, *, sizes: dict[str, int]
-) -> tuple[dict[str, MaskedImages], str, torch.Tensor, torch.Tensor]:
-    """What _build made, memory-mapped. Raises: DamagedError."""
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        fingerprint = str(meta["fingerprint"])
-        mean_C = torch.tensor(meta["mean"], dtype=torch.float64)
-        std_C = torch.tensor(meta["std"], dtype=torch.float64)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{folder / 'meta.json'}: {error}") from error
-    if meta.get("version") != CACHE_VERSION or mean_C.shape != (3,) or std_C.shape != (3,):
-        raise DamagedError(f"{folder / 'meta.json'} does not describe these pictures")
-    splits = {}
-    for split, count in sizes.items():
-        places_B3 = map_array(folder / f"{split}_places.npy", (count, 3), INT64).clone()
-        pixels = int((places_B3[:, 1] * places_B3[:, 2]).sum())
-        splits[split] = MaskedImages(
-            map_array(folder / f"{split}_pixels.npy", (3 * pixels,), UINT8),
-            map_array(folder / f"{split}_labels.npy", (pixels,), UINT8),
-            places_B3,
-        )
-    return splits, fingerprint, mean_C, std_C
+def write_masks(
+    folder: Path, splits: Mapping[str, Iterable[Sample]], classes: list[str], told: Callable[[int], None]
+) -> None:
+    """Write every sample into `folder`, with the content's fingerprint and the training pixels' moments.
+
+    told(n) is called after the nth sample of all.
+    """
+    content = hashlib.blake2b(json.dumps(classes).encode(), digest_size=16)
+    moments = PixelMoments()
+    done = 0
+    for split, samples in splits.items():
+        sizes: list[tuple[int, ...]] = []
+        with (
+            ArrayWriter(folder / f"{split}_pixels.npy", (), UINT8) as pixels,
+            ArrayWriter(folder / f"{split}_labels.npy", (), UINT8) as labels,
+        ):
+            for image_HWC, mask_HW in samples:
+                pixels.write(image_HWC.reshape(-1))
+                labels.write(mask_HW.reshape(-1))
+                sizes.append(mask_HW.shape)
+                if split == "train":
+                    moments.add(image_HWC)
+                done += 1
+                told(done)
+        places_B3 = _places(sizes)
+        with ArrayWriter(folder / f"{split}_places.npy", (3,), INT64) as places:
+            places.write(places_B3)
+        content.update(json.dumps([split, len(sizes)]).encode() + places_B3.tobytes())
+        written = _map_split(folder, split, len(sizes))
+        for index in range(len(written)):
+            for one in written.sample(index):
+                content.update(one.numpy().data)
+    write_meta(folder, CACHE_VERSION, classes, moments, content.hexdigest())
+
+
+def _places(sizes: list[tuple[int, ...]]) -> np.ndarray:
+    """(n, 3) int64: first pixel, height and width of pictures (H, W) that lie one after the other."""
+    heights, widths = np.array(sizes, dtype=INT64).reshape(-1, 2).T
+    ends = np.cumsum(widths * heights)
+    return np.stack([ends - widths * heights, heights, widths], axis=1)
+
+
+def open_masks(folder: Path, *, counts: dict[str, int], classes: list[str], palette_K3: torch.Tensor) -> Source:
+    """What `write_masks` wrote, memory-mapped: so many samples of each split. Raises: DamagedError."""
+    meta = read_meta(folder, CACHE_VERSION, classes)
+    splits = {split: _map_split(folder, split, count) for split, count in counts.items()}
+    return Source(
+        train=splits["train"],
+        test=splits["test"],
+        classes=meta.classes,
+        fingerprint=meta.fingerprint,
+        mean_C=meta.mean_C,
+        std_C=meta.std_C,
+        val=splits.get("val"),
+        palette_K3=palette_K3,
+    )
+
+
+def _map_split(folder: Path, split: str, count: int) -> MaskedImages:
+    places_B3 = map_array(folder / f"{split}_places.npy", (count, 3), INT64).clone()
+    pixels = int((places_B3[:, 1] * places_B3[:, 2]).sum())
+    return MaskedImages(
+        map_array(folder / f"{split}_pixels.npy", (3 * pixels,), UINT8),
+        map_array(folder / f"{split}_labels.npy", (pixels,), UINT8),
+        places_B3,
+    )
 
 
 def palette(count: int, *, background: bool = False) -> torch.Tensor:

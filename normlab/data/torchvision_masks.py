@@ -12,7 +12,8 @@ from normlab.config import ConfigError
 from normlab.config.data import TorchvisionMasksConfig
 from normlab.data.dataset import IGNORED, Source
 from normlab.data.listing import Tell
-from normlab.data.masks import Labels, Pair, palette, read_pairs
+from normlab.data.mask_files import Pair, read_pairs
+from normlab.data.masks import Labels, palette
 
 VOC_CLASSES = [
     "background",

@@ -24,7 +24,7 @@ def load(folder):
 
     def build(place):
         load.built += 1
-        with ArrayWriter(place / "pixels.npy", PIXELS.shape, PIXELS.dtype) as writer:
+        with ArrayWriter(place / "pixels.npy", PIXELS.shape[1:], PIXELS.dtype) as writer:
             writer.write(PIXELS)
 
     def load(key=KEY):

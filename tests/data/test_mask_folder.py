@@ -57,7 +57,7 @@ def test_pictures_and_masks_are_those_of_the_files_whatever_their_sizes(read):
 
 def test_a_second_load_decodes_nothing(read, monkeypatch):
     first = read()
-    monkeypatch.setattr("normlab.data.masks._decode", lambda *a, **k: pytest.fail("decoded again"))
+    monkeypatch.setattr("normlab.data.mask_files._decode", lambda *a, **k: pytest.fail("decoded again"))
     second = read()
     assert first.fingerprint == second.fingerprint
     assert torch.equal(first.train.pixels, second.train.pixels)
