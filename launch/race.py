@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,7 @@ class Question:
             "max_seeds": settings.max_seeds,
             "error_rate": settings.error_rate,
         }
+        self.configs = configs
         self.plan: dict[str, Any] = json.loads(json.dumps(plan))
         """What the error rate was planned for, as JSON has it."""
 
@@ -139,6 +141,16 @@ class Question:
                 f"set it to {VAL_FRACTION}, or leave it out."
             )
         return False
+
+    @cached_property
+    def costs(self) -> dict[str, dict[str, Any]]:
+        """Norm -> what a step of one rank costs, without the time."""
+        from normlab import data
+        from normlab.step_cost import step_cost
+
+        dataset = data.load(self.config.data)
+        ranks = self.config.logical_ranks(self.config.world_size or 1)
+        return {norm: asdict(step_cost(cfg, dataset, ranks)) for norm, cfg in self.configs.items()}
 
     @property
     def folder(self) -> Path:
@@ -272,6 +284,7 @@ class Record:
             "untrained": dict(state.untrained or {}),
             "standings": [asdict(one) for one in state.standings],
             "runs": self._runs,
+            "costs": self._question.costs,
         }
         self._data["verdict"] = verdict(self._data)
         with writable(self._question.config.output_dir):

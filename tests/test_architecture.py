@@ -28,7 +28,7 @@ LAYERS = [
     ["normlab.models", "normlab.progress", "normlab.report"],
     ["normlab.tasks", "normlab.optimizer"],
     ["normlab.evaluator"],
-    ["normlab.trainer", "normlab.preflight", "normlab.evaluate"],
+    ["normlab.trainer", "normlab.preflight", "normlab.evaluate", "normlab.step_cost"],
     ["launch"],
     ["normlab.bench", "normlab.docs"],
     ["normlab.check"],

@@ -1,7 +1,7 @@
 """What one norm layer costs: time, memory kept for backward, and what its ranks send each other."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from normlab.config.norm import CustomNormConfig, NormConfig
 from normlab.norms import NORMS, convert_norms
 from normlab.norms.exchange import over_backend
+from normlab.step_cost import saved_bytes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -87,27 +88,6 @@ class Traffic(TorchDispatchMode):
             name = func._schema.name.partition("::")[2]
             self.calls.append(Collective(self.NAMES.get(name, name.strip("_")), sum(t.nbytes for t in tensors)))
         return func(*args, **(kwargs or {}))
-
-
-def saved_bytes(forward: Callable[[], Tensor], owned: Iterable[Tensor]) -> int:
-    """Bytes that autograd keeps from `forward` until its backward.
-
-    The whole storage of each saved tensor counts, once however many tensors share it, the layer's input included.
-    Storages of `owned` (parameters and buffers) do not, since they exist anyway.
-    """
-    storages: dict[tuple[str, int], int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        storages[str(tensor.device), storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        y = forward()  # held, so that no storage is freed and its address used again
-    for tensor in owned:
-        storages.pop((str(tensor.device), tensor.untyped_storage().data_ptr()), None)
-    del y
-    return sum(storages.values())
 
 
 class LayerStep:

@@ -12,6 +12,7 @@ from normlab.console import plain_console, print_table
 from normlab.markdown import escape, markdown_table
 from normlab.models import build_model, on_meta
 from normlab.norms.convert import norm_layers
+from normlab.step_cost import gathered, reduced
 
 COLUMNS = (
     "norm",
@@ -180,9 +181,8 @@ def network_rows() -> list[list[str]]:
     for name, config, num_classes in NETWORKS:
         model = on_meta(partial(build_model, config, num_classes, seed=0))
         channels = [layer.num_features for layer in norm_layers(model).values()]
-        gathered = sum(FLOAT_BYTES * (2 * c + 1) for c in channels)
-        reduced = sum(FLOAT_BYTES * 2 * c for c in channels)
-        gradients = sum(FLOAT_BYTES * p.numel() for p in model.parameters())
-        counts = (len(channels), 2 * len(channels), gathered, reduced, gradients)
+        gradients = sum(p.numel() for p in model.parameters())
+        values = (sum(map(gathered, channels)), sum(map(reduced, channels)), gradients)
+        counts = (len(channels), 2 * len(channels), *(FLOAT_BYTES * count for count in values))
         rows.append([name, *(f"{count:,}" for count in counts)])
     return rows

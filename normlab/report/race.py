@@ -76,7 +76,8 @@ def listed(words: Sequence[object]) -> str:
 
 def table(race: Record) -> tuple[list[str], list[list[str]]]:
     """(columns, rows) as text, the best norm first."""
-    columns = ["norm", "tuned", f"test/{race['main_metric']}, %", "n", "behind the best, points", "images/s", ""]
+    accuracy = f"test/{race['main_metric']}, %"
+    columns = ["norm", "tuned", accuracy, "n", "behind the best, points", "images/s", "kept, MB", "sends", ""]
     rows = []
     for one in race["standings"]:
         score = estimate(one["scores"])
@@ -84,8 +85,15 @@ def table(race: Record) -> tuple[list[str], list[list[str]]]:
         speeds = [run["images_per_second"] for run in _compared(race, one["norm"]) if run["images_per_second"]]
         speed = f"{sum(speeds) / len(speeds):.0f}" if speeds else "-"
         state = "out" if one["out"] else "in question" if len(race["standings"]) > 1 else ""
-        rows.append([one["norm"], " ".join(one["setting"]), score.percent, str(score.n), behind, speed, state])
+        result = [score.percent, str(score.n), behind, speed, *_cost(race["costs"][one["norm"]])]
+        rows.append([one["norm"], " ".join(one["setting"]), *result, state])
     return columns, rows
+
+
+def _cost(cost: Record) -> tuple[str, str]:
+    """What a step of one rank keeps for its backward, and what its norm layers send: 14 x, 9.1 kB."""
+    kept = "-" if cost["saved_bytes"] is None else f"{cost['saved_bytes'] / 1e6:.3g}"
+    return kept, f"{cost['messages']} x, {cost['message_bytes'] / 1e3:.3g} kB" if cost["messages"] else "nothing"
 
 
 def _compared(race: Record, norm: str) -> list[Record]:

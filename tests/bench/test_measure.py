@@ -13,7 +13,6 @@ from normlab.bench.measure import (
     Traffic,
     examine,
     norm_config,
-    saved_bytes,
     time_steps,
 )
 from normlab.bench.page import NETWORKS, network_rows
@@ -21,6 +20,7 @@ from normlab.models import build_model
 from normlab.norms import NORMS, convert_norms
 from normlab.norms.exchange import over_backend
 from normlab.older_torch import NO_BUFFER_SYNC
+from normlab.step_cost import saved_bytes
 
 SHAPE = (4, 16, 5, 7)
 VALUES = 4 * 16 * 5 * 7

@@ -41,6 +41,7 @@ def test_a_race_trains_what_it_needs_and_ends_with_a_table_a_verdict_and_a_figur
     assert len(ended(folder)) == RATES + SEEDS
     race = found(folder)
     assert [len(one["scores"]) for one in race["standings"]] == [2, 2]
+    assert all(race["costs"][norm]["saved_bytes"] > 0 for norm in ("bn", "ln"))
     table, _, verdict = out.partition("\n\n")
     assert [line.split()[0] for line in table.splitlines()] == [
         "norm",

@@ -1,0 +1,93 @@
+"""What a training step keeps in memory and what its norm layers send, found from shapes alone."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.func import functional_call
+
+from normlab import data
+from normlab.config import Config
+from normlab.data.dataset import Dataset
+from normlab.models import build_model
+from normlab.norms import SyncBatchNorm, convert_norms
+from normlab.numerics import Numerics
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Of one step of one rank, as one that trains on a CPU would have it."""
+
+    saved_bytes: int | None
+    """What autograd keeps from the forward until the backward; None if the model needs values, not only shapes."""
+
+    messages: int
+    """Collectives that norm layers call; those of DDP for the gradients come on top."""
+
+    message_bytes: int
+    """What the rank hands in to them."""
+
+
+def step_cost(cfg: Config, dataset: Dataset, ranks: int) -> StepCost:
+    """The cost of a step of `cfg`, each of whose `ranks` has a process of its own, real or not."""
+    image_shape = data.augmentation(cfg.data, dataset).image_shape
+    numerics = Numerics.of(cfg.precision, torch.device("cpu"), channels_last=cfg.channels_last)
+    model = numerics.module(build_model(cfg.model, len(dataset.classes), seed=cfg.seed))
+    model = convert_norms(model, cfg.norm).train()
+    with FakeTensorMode() as fake:
+        owned: dict[str, Tensor] = {}
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            owned[name] = fake.from_tensor(tensor)
+        images_BCHW = torch.empty(cfg.batch_size, *image_shape, dtype=numerics.dtype)
+        images_BCHW = images_BCHW.contiguous(memory_format=numerics.memory_format)
+
+        def forward() -> Any:
+            with numerics.autocast:
+                return functional_call(model, owned, (images_BCHW,))
+
+        try:
+            saved = saved_bytes(forward, owned.values())
+        except Exception:  # whatever a user's model does with values; planning has run it, so it is no mistake
+            saved = None
+    return StepCost(saved, *(traffic(model, numerics.dtype) if ranks > 1 else (0, 0)))
+
+
+def traffic(model: nn.Module, dtype: torch.dtype) -> tuple[int, int]:
+    """(collectives, bytes handed in) of a step's forward and backward: see docs/cost.md."""
+    channels = [layer.num_features for layer in model.modules() if isinstance(layer, SyncBatchNorm)]
+    values = sum(gathered(c) + reduced(c) for c in channels)
+    return 2 * len(channels), values * torch.promote_types(dtype, torch.float32).itemsize
+
+
+def gathered(channels: int) -> int:
+    """Values that a rank's SyncBN layer hands in in its forward: two statistics per channel, and their count."""
+    return 2 * channels + 1
+
+
+def reduced(channels: int) -> int:
+    """And in its backward: two sums per channel."""
+    return 2 * channels
+
+
+def saved_bytes(forward: Callable[[], Any], owned: Iterable[Tensor]) -> int:
+    """Bytes that autograd keeps from `forward` until its backward.
+
+    The whole storage of each saved tensor counts, once however many tensors share it, the layer's input included.
+    Storages of `owned` (parameters and buffers) do not, since they exist anyway.
+    """
+    storages: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        y = forward()  # held, so that no storage is freed and its address used again
+    for tensor in owned:
+        storages.pop(tensor.untyped_storage()._cdata, None)
+    del y
+    return sum(storages.values())
