@@ -20,7 +20,7 @@ from normlab.config import Config, ConfigError
 from normlab.config.norm import SyncBatchNormConfig
 from normlab.config.saved import read_saved
 from normlab.config.schema import identity
-from normlab.data.dataset import Dataset, Split
+from normlab.data.dataset import Dataset, Split, near
 from normlab.devices import choose_device
 from normlab.distributed import Ranks
 from normlab.evaluator import Buffers, Evaluator
@@ -78,12 +78,12 @@ def evaluate_run(directory: Path, changes: Sequence[str], splits: Sequence[str] 
         state = checkpoint.load(path)
     except FileNotFoundError:
         raise ConfigError(f"{path} is not there; give the directory of a run that has been trained.") from None
-    dataset = data.load(cfg.data)
+    ranks = Ranks(0, 1, 1, choose_device(cfg.device, 1))
+    dataset = near(data.load(cfg.data), ranks.device)
     chosen = _choose_splits(dataset, splits)
     run = name_run(
         trained, world_size=cfg.world_size, study=trained.study or "", data_fingerprint=dataset.fingerprint
     )
-    ranks = Ranks(0, 1, 1, choose_device(cfg.device, 1))
     ranks.set_threads(cfg.threads)
     numerics = Numerics.of(
         cfg.precision,

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from normlab import checkpoint, data
 from normlab.data.batches import TrainBatches
-from normlab.data.dataset import Dataset
+from normlab.data.dataset import Dataset, near
 from normlab.distributed import Ranks, device_name
 from normlab.evaluator import Buffers, Evaluator, Stopped
 from normlab.logger import Logger
@@ -60,7 +60,8 @@ class Trainer:
     """
 
     def __init__(self, run: Run, dataset: Dataset, ranks: Ranks) -> None:
-        self.run, self.cfg, self.dataset, self.ranks = run, run.config, dataset, ranks
+        self.run, self.cfg, self.ranks = run, run.config, ranks
+        self.dataset = dataset = near(dataset, ranks.device)
         cfg = self.cfg
         self.threads = ranks.set_threads(cfg.threads)
         self.global_batch_size = cfg.global_batch_size(ranks.world_size)

@@ -29,7 +29,8 @@ def inputs(cfg: DataConfig, dataset: Dataset, numerics: Numerics, ranks: Ranks) 
     workers = 0
     if isinstance(cfg, ImageFolderConfig) and isinstance(dataset.train, StreamedImages):
         workers = cfg.workers or ranks.cores()
-    return Inputs(augmentation(cfg, dataset), dataset.mean_C, dataset.std_C, numerics, workers)
+    mean_C, std_C = (values.to(numerics.device) for values in (dataset.mean_C, dataset.std_C))
+    return Inputs(augmentation(cfg, dataset), mean_C, std_C, numerics, workers)
 
 
 def augmentation(cfg: DataConfig, dataset: Dataset) -> Augmentation:

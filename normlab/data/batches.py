@@ -117,9 +117,10 @@ class TrainBatches:
         draws = None
         if self._augment:
             draws = self._inputs.augmentation.draws(len(self._split), seed=self._seed, epoch=epoch)
+            draws = draws.to(self._split.device)
         here = order[first_step:, :, self._ranks_here]
         steps, accumulate, *_ = here.shape
-        dealt = here.transpose(2, 3).flatten(2).flatten(0, 1)
+        dealt = here.transpose(2, 3).flatten(2).flatten(0, 1).to(self._split.device)
         batches = self._inputs.batches(self._split, dealt.unbind(), draws)
         for _ in range(steps):
             yield list(islice(batches, accumulate))
@@ -137,7 +138,8 @@ def eval_batches(
     order = torch.arange(len(split))
     if limit is not None and limit < len(split):
         order = fixed_permutation(len(split))[:limit]
-    return inputs.whole_batches(split, split.eval_groups(order, batch_size)[ranks.rank :: ranks.world_size])
+    groups = split.eval_groups(order.to(split.device), batch_size)
+    return inputs.whole_batches(split, groups[ranks.rank :: ranks.world_size])
 
 
 def precise_batches(
@@ -155,7 +157,7 @@ def precise_batches(
     Which samples form a chunk is a function of the seed. A batch holds up to chunks_per_batch chunks, dealt like
     cards: sample i of a batch of k chunks is in chunk i % k. A rank may get none; all do if no chunk is whole.
     """
-    order = permutation(len(split), seed=seed, epoch=0, stream=Stream.precise)
+    order = permutation(len(split), seed=seed, epoch=0, stream=Stream.precise).to(split.device)
     chunks = min(samples, len(split)) // chunk_size
     order_KB = order[: chunks * chunk_size].view(chunks, chunk_size)
     batches = order_KB.split(chunks_per_batch) if chunks else ()  # split would make one empty batch

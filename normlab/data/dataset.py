@@ -14,6 +14,10 @@ from normlab.data.order import fixed_permutation
 class Split(Protocol):
     """Labelled pictures, or a selection of them by index."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where its pictures are, and where the indices that `take` is given have to be."""
+
     def __len__(self) -> int: ...
 
     def subset(self, index_B: torch.Tensor) -> Self:
@@ -38,6 +42,10 @@ class LabelledImages:
 
     indices: torch.Tensor | None = None
     """int64: the samples of images_BHWC that are in this split. None: all, in order."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.images_BHWC.device
 
     def __len__(self) -> int:
         return len(self.labels_B if self.indices is None else self.indices)
@@ -70,6 +78,10 @@ class MaskedImages:
 
     indices: torch.Tensor | None = None
     """int64: the samples of places_B3 that are in this split. None: all, in order."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
 
     def __len__(self) -> int:
         return len(self.places_B3 if self.indices is None else self.indices)
@@ -168,6 +180,40 @@ class Dataset:
 
     notes: tuple[str, ...] = ()
     """Lines that the user should see before a run."""
+
+
+GPU_SHARE = 1 / 16
+"""Of a GPU's memory: labelled images that take no more are kept there."""
+
+
+def near(dataset: Dataset, device: torch.device) -> Dataset:
+    """The data as a run on `device` keeps them: labelled images that fit easily are in a GPU's memory.
+
+    A batch is then cut out, augmented and normalised there; only the order of an epoch comes from the host.
+    """
+    if device.type != "cuda":
+        return dataset
+    room = GPU_SHARE * torch.cuda.get_device_properties(device).total_memory
+    return moved(dataset, device) if sum(one.nbytes for one in _arrays(dataset).values()) <= room else dataset
+
+
+def moved(dataset: Dataset, device: torch.device) -> Dataset:
+    """`dataset` with its labelled images on `device`; splits that share an array share it there."""
+    there = {key: images_BHWC.to(device) for key, images_BHWC in _arrays(dataset).items()}
+
+    def move(split: Split) -> Split:
+        if not isinstance(split, LabelledImages):
+            return split
+        indices = None if split.indices is None else split.indices.to(device)
+        return LabelledImages(there[id(split.images_BHWC)], split.labels_B.to(device), indices)
+
+    test = None if dataset.test is None else move(dataset.test)
+    return replace(dataset, train=move(dataset.train), val=move(dataset.val), test=test)
+
+
+def _arrays(dataset: Dataset) -> dict[int, torch.Tensor]:
+    splits = (dataset.train, dataset.val, dataset.test)
+    return {id(one.images_BHWC): one.images_BHWC for one in splits if isinstance(one, LabelledImages)}
 
 
 def split_source(source: Source, cfg: DataConfig) -> Dataset:

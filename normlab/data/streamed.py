@@ -42,6 +42,10 @@ class StreamedImages:
     size: int
     """Side in pixels of what is cut out of each image."""
 
+    @property
+    def device(self) -> torch.device:
+        return self.labels_B.device
+
     def __len__(self) -> int:
         return len(self.paths)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from normlab.config import ConfigError
 from normlab.config.config import Precision
@@ -133,3 +134,35 @@ def test_statistics_are_computed_on_whole_chunks_and_on_none_where_there_is_none
         chunks_per_batch=2,
     )
     assert [len(labels_B) for _, labels_B in batches] == sizes
+
+
+class Copies(TorchDispatchMode):
+    """Counts what is copied from one device to another."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name == "aten::_to_copy" and kwargs.get("device") not in (None, args[0].device):
+            self.number += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_of_images_that_lie_on_the_device_nothing_is_copied_there_in_an_epoch(split):
+    meta = torch.device("meta")
+    on_meta = LabelledImages(split.images_BHWC.to(meta), split.labels_B.to(meta))
+    numerics = Numerics.of(Precision.fp32, meta)
+    inputs = Inputs(CropAndFlip((3, 8, 8)), MEAN_C.to(meta), STD_C.to(meta), numerics)
+    shape = {"batch_size": 16, "accumulate": 1, "logical_ranks": 1, "ranks_here": range(1)}
+    for there, expected in ((on_meta, 0), (split, 9)):  # images, draws and labels of three steps
+        steps = TrainBatches(there, inputs, seed=0, augment=True, **shape).epoch(0)
+        next(steps)
+        with Copies() as copies:
+            [(images_BCHW, labels_B)] = list(steps)[-1]
+        assert (images_BCHW.device, labels_B.device) == (meta, meta)
+        assert copies.number == expected
+    ranks = Ranks(0, 1, 1, meta)
+    assert len(list(eval_batches(on_meta, inputs, ranks, batch_size=16, limit=20))) == 2
+    chunks = precise_batches(on_meta, inputs, ranks, seed=0, samples=20, chunk_size=4, chunks_per_batch=2)
+    assert [len(labels_B) for _, labels_B in chunks] == [8, 8, 4]

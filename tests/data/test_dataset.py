@@ -1,12 +1,14 @@
 """Splits and subsets are fixed: they depend on nothing but the data and their own settings."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from normlab.config import ConfigError
 from normlab.config.data import ShapesConfig
 from normlab.data import load
-from normlab.data.dataset import LabelledImages, PixelMoments, Source, split_source
+from normlab.data.dataset import LabelledImages, PixelMoments, Source, moved, near, split_source
 
 
 @pytest.fixture
@@ -95,3 +97,19 @@ def test_moments_are_those_of_all_pixels_however_they_are_cut_into_blocks():
 def test_load_applies_the_settings_to_the_source():
     data = load(ShapesConfig(num_train=40, num_test=10, val_fraction=0.25, train_samples=20))
     assert (len(data.train), len(data.val), len(data.classes)) == (20, 10, 10)
+
+
+def test_images_that_fit_easily_are_kept_on_a_gpu_and_splits_share_them_there(source, monkeypatch):
+    dataset = split_source(source, ShapesConfig(val_fraction=0.2))
+    assert near(dataset, torch.device("cpu")) is dataset
+    monkeypatch.setattr("normlab.data.dataset.moved", lambda dataset, device: device)
+    cuda = torch.device("cuda", 0)
+    size = 120 * 2 * 2 * 3
+    for room, expected in ((size, cuda), (size - 1, dataset)):
+        properties = SimpleNamespace(total_memory=16 * room)
+        monkeypatch.setattr("torch.cuda.get_device_properties", lambda device, p=properties: p)
+        assert near(dataset, cuda) is expected
+    there = moved(dataset, torch.device("meta"))
+    assert there.train.images_BHWC is there.val.images_BHWC
+    assert {split.device.type for split in (there.train, there.val, there.test)} == {"meta"}
+    assert there.val.take(torch.arange(2, device="meta"))[0].shape == (2, 2, 2, 3)
