@@ -91,4 +91,8 @@ def named(value: Any) -> str:
         return f"{kind} {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, Mapping):
         return f"a dict of {', '.join(map(str, value))}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    if type(value).__module__.startswith("PIL.") and hasattr(value, "mode"):
+        return f"a picture of PIL in mode {value.mode}"
     return f"something of type {type(value).__name__}"

@@ -87,6 +87,10 @@ def call(cfg: Config) -> Given:
                 f"length, of (picture, {_second(cfg)})."
             )
     classes = made.get("classes", getattr(splits["train"], "classes", None))
+    if isinstance(classes, str):
+        raise ConfigError(
+            f"data.target={cfg.target} gave classes={classes!r}, which is one text; let it be a list of names."
+        )
     if isinstance(classes, int):
         classes = range(classes)
     return Given(splits, None if classes is None else list(map(str, classes)))
@@ -118,6 +122,10 @@ def _build(folder: Path, *, cfg: CustomDataConfig, given: Given, tell: Tell) -> 
         with ArrayWriter(folder / f"{split}_labels.npy", (), INT64) as writer:
             writer.write(labels[split])
     classes = given.classes or [str(label) for label in range(1 + max(int(of.max()) for of in labels.values()))]
+    if len(classes) < 2:
+        raise ConfigError(
+            f"data.target={cfg.target}: every label is 0, so there is nothing to learn; give at least 2 classes."
+        )
     content.update(json.dumps([classes, {split: of.tolist() for split, of in labels.items()}, size]).encode())
     write_meta(folder, CACHE_VERSION, classes, moments, content.hexdigest())
 

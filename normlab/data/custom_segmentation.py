@@ -45,6 +45,11 @@ def read(cfg: CustomSegmentationDataConfig, tell: Tell) -> Source:
         raise ConfigError(
             f"data.target={cfg.target} gave {len(given.classes)} classes; 2 to {IGNORED} can be learned."
         )
+    if repeated := sorted({name for name in given.classes if given.classes.count(name) > 1}):
+        raise ConfigError(
+            f"data.target={cfg.target} gave several classes the name {repeated[0]}; let each have its own, under "
+            "which its IoU is kept."
+        )
     labels = index_labels(given.classes, cfg.ignore_index, f"data.target={cfg.target}")
     build = partial(_build, cfg=cfg, given=given, labels=labels, tell=tell)
     colours = palette(len(given.classes))

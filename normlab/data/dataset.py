@@ -112,6 +112,15 @@ class MaskedImages:
         """Whether no pixel counts. Stops at the first mask with one that does, mostly the very first."""
         return all(bool((self.sample(index)[1] == IGNORED).all()) for index in range(len(self)))
 
+    def only_class(self) -> int | None:
+        """The class of all pixels that count, or None if they have several. Stops at the second class."""
+        seen = {IGNORED}
+        for index in range(len(self)):
+            seen.update(self.sample(index)[1].unique().tolist())
+            if len(seen) > 2:
+                return None
+        return min(seen)
+
     def pixel_counts(self, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(K,) int64 each: the pixels of each class, and all valid pixels of the pictures that show it."""
         of_class_K, of_pictures_K = torch.zeros(2, num_classes, dtype=torch.int64)
@@ -221,8 +230,8 @@ def split_source(source: Source, cfg: DataConfig) -> Dataset:
 
     Both follow one fixed permutation: val is its beginning, train comes next. So neither depends on the run's
     seed, val does not depend on train_samples, and a smaller subset is part of a larger one.
-    Raises: ConfigError if train or val would be empty, if train_samples is more than there are, or if every
-    pixel of a split is ignored.
+    Raises: ConfigError if train or val would be empty, if train_samples is more than there are, if every pixel of
+    a split is ignored, or if the training masks hold one class alone.
     """
     total = len(source.train)
     num_val = round(total * cfg.val_fraction)
@@ -258,6 +267,12 @@ def split_source(source: Source, cfg: DataConfig) -> Dataset:
                 f"data={cfg.name}: every pixel of the {len(split)} masks of {name} is ignored, so nothing can be "
                 "trained or measured; check the masks, and data.ignore_index or data.colour_map."
             )
+    if isinstance(train, MaskedImages) and (only := train.only_class()) is not None:
+        raise ConfigError(
+            f"data={cfg.name}: the {len(train)} masks of train hold the class {source.classes[only]} alone, "
+            "besides what is ignored, so there is nothing to learn; check the masks (where 0 and 255 are two "
+            "classes, write 1 for 255), and data.ignore_index."
+        )
     return Dataset(
         train=train,
         val=source.test if val is None else val,

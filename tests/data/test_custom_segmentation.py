@@ -50,6 +50,7 @@ class Pictures:
             "larger": lambda: (picture, np.pad(mask, 1)),
             "unknown": lambda: (picture, mask + 1),
             "alone": lambda: picture,
+            "black_and_white": lambda: (picture, (mask > 1) * np.uint8(255)),
         }
         return kinds[self.as_kind]()
 
@@ -140,8 +141,13 @@ def test_samples_are_read_once_until_a_setting_changes_what_they_mean(module):
     [
         ("nameless", r"gave no classes; add `classes` to the dict, their names or their number"),
         ("load PIL data.args.classes=1", r"gave 1 classes; 2 to 255 can be learned"),
-        ("load alone", r"train\[0\] is something of type Image; let it be \(picture, mask\), or a dict of image"),
-        ("load colours", r"train\[0\] has for its mask something of type Image; let it be integers"),
+        ("load PIL data.args.classes=abc", r"gave classes='abc', which is one text; let it be a list of names"),
+        ("load PIL data.args.classes=[a,b,a]", r"gave several classes the name a; let each have its own"),
+        (
+            "load alone",
+            r"train\[0\] is a picture of PIL in mode RGB; let it be \(picture, mask\), or a dict of image",
+        ),
+        ("load colours", r"train\[0\] has for its mask a picture of PIL in mode RGB; let it be integers"),
         ("load float", r"train\[0\] has for its mask an array \(8, 9\) of float64; let it be integers"),
         ("load stacked", r"train\[0\] has for its mask an array \(1, 8, 9\) of uint8; let it be integers"),
         ("load number", r"train\[0\] has for its mask something of type int; let it be integers"),
@@ -157,6 +163,12 @@ def test_what_is_wrong_is_said_in_one_line_that_names_the_target(target, words, 
     assert str(error.value).startswith(f"data.target={module}:{name}")
     assert "\n" not in str(error.value)
     assert not list(Path("cache").glob("*/*"))
+
+
+def test_masks_of_0_and_255_are_refused_with_what_to_write(module):
+    words = r"the 5 masks of train hold the class 0 alone, besides .* \(where 0 and 255 are two classes, write 1"
+    with pytest.raises(ConfigError, match=words):
+        load(f"{module}:load", "data.args={as_kind: black_and_white, classes: 2}", "data.ignore_index=255")
 
 
 def test_an_ignore_index_that_is_a_class_is_refused(module):
