@@ -38,14 +38,15 @@ def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str, checked:
     without_these = replace(cfg, seed=0, optim=SgdConfig(), study=None, epochs=1, max_samples=None)
     what = json.dumps([plain(without_these), world_size, dataset.fingerprint])
     if checked is None or what not in checked:
-        _check_model(cfg, dataset, cfg.logical_ranks(world_size))
+        _check_model(cfg, dataset, world_size)
     if checked is not None:
         checked.add(what)
     return run
 
 
-def _check_model(cfg: Config, dataset: Dataset, logical_ranks: int) -> None:
+def _check_model(cfg: Config, dataset: Dataset, world_size: int) -> None:
     """Check that model, norm, data and batch fit each other. Raises: ConfigError."""
+    logical_ranks = cfg.logical_ranks(world_size)
     _check_precise_samples(cfg, logical_ranks)
     image_shape = data.augmentation(cfg.data, dataset).image_shape
     _check_memory(cfg, image_shape)
@@ -56,7 +57,7 @@ def _check_model(cfg: Config, dataset: Dataset, logical_ranks: int) -> None:
     task = build_task(cfg, dataset, torch.device("cpu"))
     _check_sweep_metric(cfg, dataset, task)
     if isinstance(cfg.model, CustomModelConfig):
-        check_output(cfg.model, model, image_shape, len(dataset.classes))
+        check_output(cfg.model, model, image_shape, len(dataset.classes), world_size)
     check_norms(model, image_shape, cfg.batch_size, logical_ranks, cfg.norm, cfg.virtual_ranks)
 
 

@@ -96,3 +96,10 @@ def named(value: Any) -> str:
     if type(value).__module__.startswith("PIL.") and hasattr(value, "mode"):
         return f"a picture of PIL in mode {value.mode}"
     return f"something of type {type(value).__name__}"
+
+
+def without_gradient(module: Any) -> str:
+    """The parameters that a module trains and that have no gradient after a backward, in words, or ""."""
+    found = [name for name, one in module.named_parameters() if one.requires_grad and one.grad is None]
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"no gradient reaches {', '.join(found[:3])}{more}" if found else ""

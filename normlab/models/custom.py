@@ -5,7 +5,7 @@ from torch import nn
 
 from normlab.config import ConfigError
 from normlab.config.model import CustomModelConfig, CustomSegmentationModelConfig
-from normlab.targets import call_target, named, said_in
+from normlab.targets import call_target, named, said_in, without_gradient
 
 
 def custom_model(cfg: CustomModelConfig, num_classes: int) -> nn.Module:
@@ -24,11 +24,16 @@ def custom_model(cfg: CustomModelConfig, num_classes: int) -> nn.Module:
 
 
 def check_output(
-    cfg: CustomModelConfig, model: nn.Module, images_shape: tuple[int, int, int], num_classes: int
+    cfg: CustomModelConfig,
+    model: nn.Module,
+    images_shape: tuple[int, int, int],
+    num_classes: int,
+    world_size: int = 1,
 ) -> None:
     """Whether the model gives what its task needs, in one forward of two images, best on meta.
 
-    Raises: ConfigError that says what it gave, or where it raised.
+    On several ranks, also whether every parameter has a gradient after a training step, which DDP insists on.
+    Raises: ConfigError that says what it gave, where it raised, or which parameters have none.
     """
     like = next(model.parameters(), torch.zeros(()))
     try:
@@ -45,7 +50,30 @@ def check_output(
         given = output.get(name) if name and isinstance(output, dict) else None if name else output
         if not isinstance(given, torch.Tensor) or tuple(given.shape) != shape:
             wanted = f"logits {shape}" if not name else f"a dict whose {name} holds logits {shape}"
+            gave = named(output) if given is None or not name else f"a dict whose {name} is {named(given)}"
             raise ConfigError(
                 f"model.target={cfg.target}: for images (2, {', '.join(map(str, images_shape))}) of {num_classes} "
-                f"classes the model gave {named(output if given is None else given)}; let it give {wanted}."
+                f"classes the model gave {gave}; let it give {wanted}."
             )
+    if world_size > 1:
+        _check_gradients(cfg, model, [name for name in names if name], images_shape, world_size)
+
+
+def _check_gradients(
+    cfg: CustomModelConfig, model: nn.Module, names: list[str], images_shape: tuple[int, int, int], world_size: int
+) -> None:
+    like = next(model.parameters(), torch.zeros(()))
+    try:
+        output = model.train()(torch.zeros(2, *images_shape, device=like.device, dtype=like.dtype))
+        outputs = [output[name] for name in names] if names else [output]
+        torch.stack([each.sum() for each in outputs]).sum().backward()
+    except Exception:  # what shapes alone do not tell, the step that opens a run does
+        return
+    finally:
+        model.eval()
+    if without := without_gradient(model):
+        raise ConfigError(
+            f"model.target={cfg.target}: {without} in a training step, which world_size={world_size} does not "
+            "allow (DistributedDataParallel); use each parameter in every forward, remove it, or set its "
+            "requires_grad to False."
+        )

@@ -44,7 +44,7 @@ def check_norms(
         standardised_convolutions(model)
     shapes = input_shapes(model, layers, (batch_size, *image_shape))
     if isinstance(norm, CustomNormConfig):
-        check_layers(norm, shapes)
+        check_layers(norm, shapes, ranks // virtual_ranks)
     for name, shape in shapes:
         size = norm.statistic_size(shape, ranks)
         if size is not None and size < 2:

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from normlab.config.norm import CustomNormConfig
 from normlab.config.section import ConfigError
 from normlab.norms.replace import Build
-from normlab.targets import call_target, named, said_in
+from normlab.targets import call_target, named, said_in, without_gradient
 
 _NEEDS_BATCH = "_normlab_needs_batch"
 """An attribute of each layer made here: whether it needs its rank's batch."""
@@ -101,11 +101,12 @@ def chunked(layer: nn.Module, chunk_size: int) -> nn.Module:
     return InChunks(layer, chunk_size) if getattr(layer, _NEEDS_BATCH) else layer
 
 
-def check_layers(norm: CustomNormConfig, shapes: Iterable[tuple[str, torch.Size]]) -> None:
+def check_layers(norm: CustomNormConfig, shapes: Iterable[tuple[str, torch.Size]], world_size: int = 1) -> None:
     """Whether the target's layers take inputs of these shapes, keep shape and dtype, and need what they declare.
 
-    Two forwards of two samples for each shape, in training and in evaluation; a norm that needs other ranks is
-    only evaluated, since there are none.
+    Two forwards of two samples for each shape, in training and in evaluation, and a backward; a norm that needs
+    other ranks is only evaluated, since there are none. On several ranks every parameter must have a gradient,
+    which DDP insists on.
     Raises: ConfigError that names the layer and what it gave, or where it raised.
     """
     build = custom_norm(norm, 1)
@@ -121,6 +122,8 @@ def check_layers(norm: CustomNormConfig, shapes: Iterable[tuple[str, torch.Size]
                     _forward(layer.train(training), of_batch, where)
                     for of_batch in (x, torch.cat([x[:1], 3 * x[1:] + 1]))
                 )
+                if training:
+                    _check_gradients(layer, x, where, world_size)
                 if training and norm.needs_batch:
                     continue
                 if (y[0] - with_another[0]).abs().max() > 1e-3 * y[0].abs().max():
@@ -138,3 +141,19 @@ def _forward(layer: nn.Module, x: Tensor, where: str) -> Tensor:
     if not isinstance(y, Tensor) or (y.shape, y.dtype) != (x.shape, x.dtype):
         raise ConfigError(f"{where}: for {named(x)} it gave {named(y)}; let it keep the shape and the dtype.")
     return y
+
+
+def _check_gradients(layer: nn.Module, x: Tensor, where: str, world_size: int) -> None:
+    layer = copy.deepcopy(layer)
+    try:
+        with torch.enable_grad():
+            y = layer(1 * x.clone().requires_grad_())
+            if y.requires_grad:
+                y.sum().backward()
+    except Exception as error:
+        raise ConfigError(f"{where}, with gradients: {said_in(error)}.") from error
+    if world_size > 1 and (without := without_gradient(layer)):
+        raise ConfigError(
+            f"{where}: {without}, which world_size={world_size} does not allow (DistributedDataParallel); use "
+            "each parameter in every forward, or make it a buffer."
+        )

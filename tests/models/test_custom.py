@@ -30,6 +30,10 @@ class Maps(nn.Module):
     def forward(self, images):
         return {self.key: self.layers(images)}
 
+class TooFew(Maps):
+    def __init__(self, num_classes):
+        super().__init__(num_classes - 1)
+
 class Fails(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
@@ -43,6 +47,15 @@ def nothing(num_classes):
 
 def raises(num_classes):
     return nn.Linear(missing, num_classes)
+
+class Spare(nn.Module):
+    def __init__(self, num_classes, used=False):
+        super().__init__()
+        self.used, self.model, self.spare = used, build(num_classes), nn.Linear(num_classes, num_classes)
+
+    def forward(self, images):
+        logits = self.model(images)
+        return self.spare(logits) if self.used and self.training else logits
 
 def number(num_classes):
     return 3
@@ -59,9 +72,9 @@ def here(own_module) -> str:
     return own_module(MODULE)
 
 
-def planned(*overrides: str, model: str = "custom"):
+def planned(*overrides: str, model: str = "custom", ranks: int = 1):
     cfg = typed(*TINY, f"model={model}", *overrides)
-    return plan(cfg, data.load(cfg.data), world_size=1, study="")
+    return plan(cfg, data.load(cfg.data), world_size=ranks, study="")
 
 
 def test_the_target_gets_the_classes_and_the_arguments_and_keeps_the_seed(here):
@@ -95,19 +108,35 @@ def test_a_segmentation_model_gives_a_dict_of_maps(here):
         planned("data=shapes_seg", f"model.target={here}:Maps", "model.args.key=other", **segmentation)
     with pytest.raises(ConfigError, match=r"let it give a dict whose aux holds"):
         planned("data=shapes_seg", f"model.target={here}:Maps", "model.aux_weight=0.4", **segmentation)
+    with pytest.raises(
+        ConfigError, match=r"the model gave a dict whose out is a tensor \(2, 10, 64, 64\) of float32"
+    ):
+        planned("data=shapes_seg", f"model.target={here}:TooFew", **segmentation)
+
+
+def test_parameters_without_a_gradient_are_refused_on_several_ranks(here):
+    """As DistributedDataParallel does, but in its second step."""
+    target = f"model.target={here}:Spare"
+    with pytest.raises(
+        ConfigError, match=r"no gradient reaches spare.weight, spare.bias in a training step"
+    ) as error:
+        planned(target, ranks=2)
+    assert str(error.value).startswith(f"{target}: ")
+    planned(target)
+    planned(target, "model.args.used=true", ranks=2)
 
 
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("raises", r"NameError at own_\d+\.py:30: name 'missing' is not defined"),
-        ("Fails", r"TypeError at own_\d+\.py:24: .*unexpected keyword argument 'missing'"),
+        ("raises", r"NameError at own_\d+\.py:34: name 'missing' is not defined"),
+        ("Fails", r"TypeError at own_\d+\.py:28: .*unexpected keyword argument 'missing'"),
         ("nothing", r"the model gave a tensor \(2, 3072\) of float32; let it give logits \(2, 10\)"),
         ("number", r"gave something of type int; let it return an nn\.Module"),
         ("maps", r"the model gave a tensor \(2, 4, 30, 30\) of float32; let it give logits \(2, 10\)"),
         (
             "constant",
-            r"has no constant that can be called; it has build, Maps, Fails, nothing, raises, number, maps",
+            r"has no constant that can be called; it has build, Maps, TooFew, Fails, nothing, raises, Spare",
         ),
     ],
 )

@@ -82,6 +82,20 @@ class FailsInTraining(OtherShape):
         return x.no_such_method() if self.training else x
 
 
+class FailsWithGradients(OtherShape):
+    def forward(self, x):
+        return torch.from_numpy(x.numpy())
+
+
+class Spare(OtherShape):
+    def __init__(self, num_features):
+        super().__init__(num_features)
+        self.weight = nn.Parameter(torch.ones(num_features))
+
+    def forward(self, x):
+        return 1 * x
+
+
 class HidesTheBatch(nn.BatchNorm2d):
     pass
 

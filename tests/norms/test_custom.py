@@ -91,6 +91,10 @@ def test_the_name_of_a_run_needs_no_import(monkeypatch):
         ("Nothing", r"it gave something of type NoneType; let it keep"),
         ("HidesTheBatch", r"training, layer norm: a sample's output depends on .*; set needs_batch = True"),
         ("EvaluatesTheBatch", r"evaluation, layer norm: a sample's output depends on .*; keep running statistics"),
+        (
+            "FailsWithGradients",
+            r"training, layer norm, with gradients: RuntimeError at tests/norms/own_norms\.py:\d+",
+        ),
         ("FailsInTraining", r"training, layer norm: AttributeError at tests/norms/own_norms\.py:\d+"),
     ],
 )
@@ -114,6 +118,16 @@ def test_what_is_wrong_with_a_target_is_said_in_one_line_that_names_it(target, w
 def test_what_does_not_fit_is_refused(overrides, words):
     with pytest.raises(ConfigError, match=words):
         planned(*overrides, ranks=1)
+
+
+def test_parameters_without_a_gradient_are_refused_on_several_ranks():
+    """As DistributedDataParallel does, but in its second step."""
+    target = f"norm.target={OWN}:Spare"
+    with pytest.raises(
+        ConfigError, match=r"layer norm: no gradient reaches weight, which world_size=2 does not allow"
+    ):
+        planned(target, ranks=2)
+    planned(target)
 
 
 # --- training -------------------------------------------------------------------------------------------
