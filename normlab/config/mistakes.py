@@ -17,6 +17,9 @@ from normlab.config.section import ConfigError, Section
 
 _NO_KEY = re.compile(r"Could not (?:override|delete from config\.) '([^']*)'")
 _DROP_PLUS = re.compile(r"Multiple values for (\S+?)\. To override|An item is already at '([^']+)'")
+_NO_PACKAGE = re.compile(
+    r"In '(experiment/.+?)': (?:Could not override '.+@experiment\.|.+\nKey 'experiment' not in 'Config')"
+)
 _SEVERAL = re.compile(r"Ambiguous value for argument '(.+?)'\n")
 
 
@@ -45,6 +48,11 @@ def check_keys(node: DictConfig, prefix: str = "") -> None:
     assert section is not None
     known = [spec.name for spec in fields(section)]
     for key in unknown_keys(node):
+        if "args" in known and not get_close_matches(key, known, 1, 0.75):
+            raise ConfigError(
+                f"{prefix}{key} is not a key of {_chosen(node)}; if it is an argument of the target, give it as "
+                f"{prefix}args.{key}, and else leave it out."
+            )
         raise ConfigError(no_such_key(f"{prefix}{key}", _chosen(node)))
     for key in known:
         if key not in node or OmegaConf.is_missing(node, key):
@@ -144,6 +152,8 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
         key = match[1] or match[2]
         given = next((one for one in overrides if one.lstrip("+").split("=")[0] == key), f"+{key}=...")
         return f"{given}: {key} is there already; drop the plus: {given.lstrip('+')}"
+    if match := _NO_PACKAGE.match(text):
+        return f"{match[1]}.yaml does not say where its values belong; let its first line be: # @package _global_"
     if match := _SEVERAL.match(text):
         return f"{match[1]} gives several values; put -m first to sweep over them, or write [...] for a list."
     if isinstance(error, OverrideParseException):
@@ -151,8 +161,8 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         near = get_close_matches(choice, error.options, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return f"there is no {group}={choice}; {hint}There are {', '.join(in_order(group, error.options))}."
+        hint = f"; did you mean {near[0]}?" if near else "."
+        return f"there is no {group}={choice}{hint} There are {', '.join(in_order(group, error.options))}."
     if isinstance(cause, OmegaConfBaseException) and cause is not error:
         text = text.removeprefix("Error merging override ")
         return f"{_line(text) or cause.full_key}: {str(cause).strip().splitlines()[0]}"

@@ -135,7 +135,7 @@ def learning_curves(study: Study, tag: str) -> Drawn:
         if limits is not None:
             panel.set_ylim(limits)
         panel.set_xlabel("samples seen")
-        panel.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:g}k" if v else "0")
+        panel.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:g}k" if v >= 1000 else f"{v:g}")
     panels[0][1].set_ylabel(scale.label)
     legend(figure, series)
     caption = f"{scale.label} over samples seen: mean of the finished seeds, band from the lowest to the highest"

@@ -59,7 +59,14 @@ ONE_LINE = [
     (["~optim.lr"], ["optim.lr was taken away"]),
     (["~norm"], ["norm was taken away"]),
     (["norm.num_groups=2"], ["norm.num_groups is not a key of norm=bn", "gn, evonorm_s0"]),
-    (["norm=batchnorm"], ["no norm=batchnorm", "batch_renorm", "syncbn"]),
+    (["norm=batchnorm"], ["no norm=batchnorm; did you mean batch_renorm? There are", "syncbn"]),
+    (["experiment=mine"], ["no experiment=mine. There are", "quickstart"]),
+    (
+        ["model=custom", "model.width=8"],
+        ["model.width is not a key of model=custom", "give it as model.args.width"],
+    ),
+    (["data=custom", "+data.start=1"], ["data.start is not a key of data=custom", "give it as data.args.start"]),
+    (["data=custom", "+data.imge_size=16"], ["no key data.imge_size", "data.image_size?"]),
     (["precision=fp16"], ["precision=fp16", "fp32, tf32, bf16, fp64"]),
     (["precision=tf32", "device=cpu"], ["precision=tf32", "CUDA alone", "set precision=fp32"]),
     (["epochs=ten"], ["epochs=ten"]),
@@ -84,6 +91,19 @@ def test_a_mistake_is_one_line_and_exit_code_2(overrides, words, run_train, tmp_
     assert all(word in errors[0] for word in words), err
     assert "use +" not in err
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("values", ["defaults: [override /norm: gn]", "epochs: 1"])
+def test_a_preset_without_its_first_line_is_told_to_have_it(values, run_train, tmp_path):
+    preset = tmp_path / "experiment" / "mine.yaml"
+    preset.parent.mkdir()
+    preset.write_text(f"{values}\n")
+    code, err = run_train(f"--config-dir={tmp_path}", "experiment=mine")
+    assert code == 2
+    assert err == (
+        "error: experiment/mine.yaml does not say where its values belong; let its first line be: "
+        "# @package _global_\n"
+    )
 
 
 def folder(root, *files):

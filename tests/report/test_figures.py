@@ -128,6 +128,7 @@ def test_a_run_that_diverged_does_not_stretch_the_curves(tmp_path):
     make_run(tmp_path, seed=1, status="diverged", curve={10: 0.5, 20: 1e6})
     panel = learning_curves(Study(read(tmp_path)), "val/accuracy").figure.axes[0]
     assert panel.get_ylim() == pytest.approx((39.5, 50.5))
+    assert [panel.xaxis.get_major_formatter()(at, 0) for at in (0, 15, 2500)] == ["0", "15", "2.5k"]
 
 
 def test_figures_begin_with_what_was_swept_and_the_paper_stands_beside_the_batch_size_alone(tmp_path):
