@@ -9,7 +9,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from launch import train
-from tests.processes import TINY, TRAIN, Job, until
+from tests.processes import TINY, TRAIN, Job, alive, descendants, until
 
 RACE = ["-m", "hydra/sweeper=race", "norm=bn,ln", *TINY, "batch_size=8", "epochs=1", "model.width=4", "threads=1"]
 RACE += ["optim.lr=0.05,0.2", "hydra.sweeper.max_seeds=2", "progress=false", "diagnostics=false"]
@@ -83,11 +83,18 @@ def test_another_question_in_its_folder_is_refused(raced, run_train):
     assert len(err.splitlines()) == 1
 
 
-def test_a_race_that_its_budget_ends_that_is_stopped_and_forgets_comes_to_the_same_decisions(
+def test_a_race_that_is_killed_that_its_budget_ends_that_is_stopped_and_forgets_comes_to_the_same_decisions(
     raced, start, tmp_path
 ):
     """86 images in steps of 8: 80 samples per run."""
-    code, out, err = start(TRAIN, *RACE, f"hydra.sweeper.budget_samples={80 * RATES + 1}").end()
+    cheap = [*RACE, f"hydra.sweeper.budget_samples={80 * RATES + 1}"]
+    killed = start(TRAIN, *cheap)
+    until(lambda: ended(tmp_path))
+    left = descendants(killed.process.pid)
+    killed.process.kill()
+    until(lambda: not any(map(alive, left)))
+    assert killed.end()[0] == -signal.SIGKILL
+    code, out, err = start(TRAIN, *cheap).end()
     assert code == 0, err
     assert len(ended(tmp_path)) == RATES
     assert out.startswith(
