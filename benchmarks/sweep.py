@@ -18,6 +18,13 @@ import time
 from pathlib import Path
 
 import torch
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+
+from launch.jobs import plan_jobs
+from launch.plugins import register_launchers
+from normlab.config.schema import CONF, register_schemas
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 RUN = ["model=resnet8", "data=shapes", "data.num_train=128", "data.num_test=50", "epochs=1", "progress=false"]
@@ -49,6 +56,21 @@ def timed(runs: int, commands: list[list[str]]) -> float:
         return spent_s
 
 
+def planning_s(runs: int) -> float:
+    """All that a sweep does before its first run, imports apart."""
+    register_schemas()
+    register_launchers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+    master = loader.load_configuration("config", RUN, RunMode.MULTIRUN)
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        jobs = plan_jobs(master, loader, [[*RUN, f"seed={seed}", f"output_dir={folder}"] for seed in range(runs)])
+        spent_s = time.perf_counter() - began
+    assert len(jobs) == runs
+    return spent_s
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=24)
@@ -56,6 +78,8 @@ def main() -> None:
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     print(f"{args.runs} runs of one rank, resnet8, 128 samples of shapes; {cores} cores, load {load:.1f} before,")
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}\n")
+    planning_s(1)  # imports
+    print(f"planning 200 runs: {planning_s(200):.1f} s\n", flush=True)
     ours_s = sweep_s(args.runs)
     print("| way | seconds | against ours |\n|---|---|---|")
     print(f"| normlab, `hydra/launcher=local` | {ours_s:.1f} | 1 |", flush=True)
