@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from normlab import data
 from normlab.config import ConfigError
+from tests.data.test_decode import png
 from tests.runs import SEGMENTATION, run_training, typed
 
 MODULE = """
@@ -107,8 +107,8 @@ def test_pictures_and_masks_are_those_that_the_target_gives(kind, module):
 
 def test_a_mask_that_is_an_open_file_gives_the_values_in_the_file(module, tmp_path):
     for index in range(5):
-        values = np.where(drawn(index)[1] == 255, 9, drawn(index)[1]).astype(np.uint8)
-        Image.fromarray(17 * values).save(tmp_path / f"{index}.png", bits=4)
+        values = np.where(drawn(index)[1] == 255, 9, drawn(index)[1])
+        png(tmp_path / f"{index}.png", 4, 0, values[..., None])
     found = load(f"{module}:from_files", f"data.args.folder={tmp_path}")
     assert all((found.train.sample(index)[1].numpy() == drawn(index)[1]).all() for index in range(5))
 

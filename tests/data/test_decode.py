@@ -25,6 +25,7 @@ def png(path, bits, colour_type, pixels, extra=b""):
     rows = []
     for row in pixels.reshape(height, -1):
         digits = "".join(f"{value:0{bits}b}" for value in row)
+        digits += "0" * (-len(digits) % 8)  # a row is whole bytes
         rows.append(b"\0" + int(digits, 2).to_bytes(len(digits) // 8, "big"))
     header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
     parts = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(b"".join(rows))) + chunk(b"IEND", b"")
