@@ -8,10 +8,9 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -31,6 +30,9 @@ from normlab.console import duration, plain_console, print_table
 from normlab.report.race import NAME, table, verdict
 from normlab.run import writable
 from normlab.run_files import is_number, read_object
+
+if TYPE_CHECKING:
+    from normlab.data.dataset import Dataset
 
 VAL_FRACTION = 0.1
 """Held out to choose rates by, unless the command says how much."""
@@ -85,6 +87,9 @@ class Question:
     def __init__(
         self, config: DictConfig, loader: ConfigLoader, arguments: Sequence[str], settings: RaceConfig
     ) -> None:
+        from normlab import data
+        from normlab.step_cost import step_cost
+
         params = [f"{key}={value}" for key, value in (settings.params or {}).items()]
         self._fixed, ranges = _fixed_and_swept(loader, [*params, *arguments])
         norms = ranges.pop("norm", [])
@@ -100,7 +105,8 @@ class Question:
         self._check(cfg)
         self.study = study_name(cfg, {"experiment": "race"} | {k: v for k, v in choices.items() if v})
         own = {"study": self.study}
-        self.holds_out = not self._has_val(cfg)
+        dataset = data.load(cfg.data)
+        self.holds_out = not self._has_val(cfg, dataset)
         """Whether a part of the training data is held out that the command did not name."""
         if self.holds_out:
             own["data.val_fraction"] = str(VAL_FRACTION)
@@ -117,9 +123,11 @@ class Question:
             "max_seeds": settings.max_seeds,
             "error_rate": settings.error_rate,
         }
-        self.configs = configs
         self.plan: dict[str, Any] = json.loads(json.dumps(plan))
         """What the error rate was planned for, as JSON has it."""
+        ranks = cfg.logical_ranks(cfg.world_size or 1)
+        self.costs = {norm: asdict(step_cost(one, dataset, ranks)) for norm, one in configs.items()}
+        """What a step of one rank costs with each norm, without the time."""
 
     def _check(self, cfg: Config) -> None:
         if cfg.max_samples is not None:
@@ -129,11 +137,9 @@ class Question:
         if cfg.rerun:
             raise ConfigError("rerun=true: a race goes by the results that are there; give a new study=<name>.")
 
-    def _has_val(self, cfg: Config) -> bool:
+    def _has_val(self, cfg: Config, dataset: "Dataset") -> bool:
         """Whether there are images beside those of the comparison, to choose rates by."""
-        from normlab import data
-
-        if cfg.data.val_fraction > 0 or data.load(cfg.data).test is not None:  # a val folder of their own
+        if cfg.data.val_fraction > 0 or dataset.test is not None:  # a val folder of their own
             return True
         if "data.val_fraction" in self._fixed:
             raise ConfigError(
@@ -141,16 +147,6 @@ class Question:
                 f"set it to {VAL_FRACTION}, or leave it out."
             )
         return False
-
-    @cached_property
-    def costs(self) -> dict[str, dict[str, Any]]:
-        """Norm -> what a step of one rank costs, without the time."""
-        from normlab import data
-        from normlab.step_cost import step_cost
-
-        dataset = data.load(self.config.data)
-        ranks = self.config.logical_ranks(self.config.world_size or 1)
-        return {norm: asdict(step_cost(cfg, dataset, ranks)) for norm, cfg in self.configs.items()}
 
     @property
     def folder(self) -> Path:

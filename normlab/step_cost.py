@@ -1,7 +1,7 @@
 """What a training step keeps in memory and what its norm layers send, found from shapes alone."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch.func import functional_call
 
 from normlab import data
 from normlab.config import Config
+from normlab.config.config import Precision
+from normlab.config.norm import CustomNormConfig, SyncBatchNormConfig
 from normlab.data.dataset import Dataset
 from normlab.models import build_model
 from normlab.norms import SyncBatchNorm, convert_norms
@@ -24,8 +26,9 @@ class StepCost:
     saved_bytes: int | None
     """What autograd keeps from the forward until the backward; None if the model needs values, not only shapes."""
 
-    messages: int
-    """Collectives that norm layers call; those of DDP for the gradients come on top."""
+    messages: int | None
+    """Collectives that norm layers call; those of DDP for the gradients come on top. None for a norm of the user's
+    own that needs other ranks."""
 
     message_bytes: int
     """What the rank hands in to them."""
@@ -34,9 +37,13 @@ class StepCost:
 def step_cost(cfg: Config, dataset: Dataset, ranks: int) -> StepCost:
     """The cost of a step of `cfg`, each of whose `ranks` has a process of its own, real or not."""
     image_shape = data.augmentation(cfg.data, dataset).image_shape
-    numerics = Numerics.of(cfg.precision, torch.device("cpu"), channels_last=cfg.channels_last)
+    precision = Precision.fp32 if cfg.precision is Precision.tf32 else cfg.precision  # of one size
+    numerics = Numerics.of(precision, torch.device("cpu"), channels_last=cfg.channels_last)
     model = numerics.module(build_model(cfg.model, len(dataset.classes), seed=cfg.seed))
-    model = convert_norms(model, cfg.norm).train()
+    norm = cfg.norm
+    if isinstance(norm, SyncBatchNormConfig):
+        norm = replace(norm, sync_group_size=None)  # one process has no groups of ranks
+    model = convert_norms(model, norm).train()
     with FakeTensorMode() as fake:
         owned: dict[str, Tensor] = {}
         for name, tensor in model.state_dict(keep_vars=True).items():
@@ -52,7 +59,10 @@ def step_cost(cfg: Config, dataset: Dataset, ranks: int) -> StepCost:
             saved = saved_bytes(forward, owned.values())
         except Exception:  # whatever a user's model does with values; planning has run it, so it is no mistake
             saved = None
-    return StepCost(saved, *(traffic(model, numerics.dtype) if ranks > 1 else (0, 0)))
+    if isinstance(cfg.norm, CustomNormConfig) and cfg.norm.needs_ranks:
+        return StepCost(saved, None, 0)
+    shared = cfg.norm.normalization_batch_size(1, ranks) > 1
+    return StepCost(saved, *(traffic(model, numerics.dtype) if shared else (0, 0)))
 
 
 def traffic(model: nn.Module, dtype: torch.dtype) -> tuple[int, int]:

@@ -64,6 +64,21 @@ def test_syncbn_sends_statistics_and_their_gradients_at_each_layer(precision, si
     assert (cost_of("norm=gn").messages, cost_of("norm=syncbn", ranks=1).messages) == (0, 0)
 
 
+def test_only_ranks_that_share_statistics_send_them():
+    assert cost_of("norm=syncbn", "norm.sync_group_size=2", ranks=8) == cost_of("norm=syncbn", ranks=8)
+    assert cost_of("norm=syncbn", "norm.sync_group_size=1", ranks=8).messages == 0
+    assert cost_of("norm=ghost_bn").messages == 0
+
+
+def test_what_a_norm_of_ones_own_sends_to_other_ranks_is_unknown():
+    assert cost_of("norm=custom", "norm.target=tests.norms.own_norms:sync").messages is None
+    assert cost_of("norm=custom", "norm.target=tests.norms.own_norms:Batch").messages == 0
+
+
+def test_tf32_keeps_what_fp32_does():
+    assert cost_of("norm=gn", "precision=tf32") == cost_of("norm=gn")
+
+
 def test_of_a_model_that_needs_values_the_memory_stays_unknown(own_module):
     module = own_module(
         """

@@ -123,9 +123,12 @@ def listed(cfg: ImageFolderConfig | MaskFilesConfig, root: Path, look: Callable[
     found = look()
     try:
         if not cfg.check_files or file.exists():
+            text = json.dumps(found)
+            if file.exists() and file.read_text() == text:
+                return found
             caches.mkdir(parents=True, exist_ok=True)
             with atomic_write(file) as opened:
-                json.dump(found, opened)
+                opened.write(text)
     except OSError as error:
         if not cfg.check_files:
             raise _unwritable(caches, error) from error

@@ -93,7 +93,9 @@ def table(race: Record) -> tuple[list[str], list[list[str]]]:
 def _cost(cost: Record) -> tuple[str, str]:
     """What a step of one rank keeps for its backward, and what its norm layers send: 14 x, 9.1 kB."""
     kept = "-" if cost["saved_bytes"] is None else f"{cost['saved_bytes'] / 1e6:.3g}"
-    return kept, f"{cost['messages']} x, {cost['message_bytes'] / 1e3:.3g} kB" if cost["messages"] else "nothing"
+    if not cost["messages"]:
+        return kept, "-" if cost["messages"] is None else "nothing"
+    return kept, f"{cost['messages']} x, {cost['message_bytes'] / 1e3:.3g} kB"
 
 
 def _compared(race: Record, norm: str) -> list[Record]:

@@ -118,6 +118,14 @@ def test_unchecked_files_are_looked_at_once_and_again_by_a_load_that_checks(root
     assert len(unchecked().train) == 7
 
 
+def test_a_list_of_files_that_is_up_to_date_is_not_written_again(read, tmp_path):
+    read(check_files=False)
+    [listed] = (tmp_path / "cache").glob("*.files.json")
+    before = listed.stat().st_ino
+    read()
+    assert listed.stat().st_ino == before
+
+
 def test_files_that_are_checked_are_not_listed_on_disk(read, tmp_path):
     read()
     assert not list((tmp_path / "cache").glob("*.json"))

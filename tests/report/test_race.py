@@ -50,7 +50,7 @@ def made(*standings, **more):
         "costs": {
             "bn": {"saved_bytes": 12_340_000, "messages": 0, "message_bytes": 0},
             "syncbn": {"saved_bytes": 12_340_000, "messages": 14, "message_bytes": 3900},
-            "gn": {"saved_bytes": None, "messages": 0, "message_bytes": 0},
+            "gn": {"saved_bytes": None, "messages": None, "message_bytes": 0},
         },
     } | more
 
@@ -116,7 +116,7 @@ def test_the_table_has_a_row_for_each_norm():
     columns, rows = table(made(standing("bn", BN), CLOSE, BEHIND))
     assert columns[:4] == ["norm", "tuned", "test/accuracy, %", "n"]
     assert rows[0] == ["bn", "optim.lr=0.1", "61.3 ± 1.3", "6", "", "100", "12.3", "nothing", "in question"]
-    assert [row[6:8] for row in rows[1:]] == [["12.3", "14 x, 3.9 kB"], ["-", "nothing"]]
+    assert [row[6:8] for row in rows[1:]] == [["12.3", "14 x, 3.9 kB"], ["-", "-"]]
     # Differences 9, 11, 10, 10 points: deviation 0.8165; t(0.995, 3) = 5.8409: 5.8409 * 0.8165 / 2 = 2.4.
     assert rows[2][:2] + rows[2][3:6] + rows[2][8:] == ["gn", "optim.lr=0.1", "4", "10.0 ± 2.4", "100", "out"]
 
