@@ -90,7 +90,7 @@ def test_a_job_that_is_disturbed_twice_resumes_and_ends_with_the_same_parameters
         stopped_at = sweep.checkpoint()["step"]
         assert stopped_at < undisturbed.checkpoint()["step"]
         assert not sweep.results()
-        cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now", "TimeLimit=10")
+        cluster.restart_soon(job, "TimeLimit=10")
     sweep.wait_for_result()
     result = sweep.result()
     assert (result["status"], result["resumed"], result["launch"]["restarts"]) == ("finished", 2, 2)
@@ -125,15 +125,14 @@ def test_a_job_that_is_preempted_outlives_the_controller_and_loses_a_node_ends_a
         step = wait_until_stopped()
         until(is_in_state(high, "RUNNING"), "the one that preempts", sweep.about)
         cluster.run("scancel", high)
-        cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        cluster.restart_soon(job)
         sweep.wait_for_step(step + 2)
         with cluster.without_controller():
             sweep.wait_for_step(step + 5)
         with cluster.without_node(NODES[1]):
             wait_until_stopped()
             cluster.run("scontrol", "hold", job)
-        # Later than the second in which the node was told to end the job: it would refuse to start it again.
-        cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now+2")
+        cluster.restart_soon(job)
         cluster.run("scontrol", "release", job)
         out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, out + err
@@ -173,7 +172,7 @@ def test_runs_that_share_a_job_end_one_by_one_and_a_requeue_resumes_those_that_a
     cluster.run("scontrol", "requeue", job)
     until(lambda: cluster.run("squeue", "-h", "-j", job, "-o", "%T %r") == "PENDING BeginTime", "the requeue")
     assert checkpoint.load(saved)["step"] < undisturbed.results()[long]["samples_seen"] // 8
-    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+    cluster.restart_soon(job)
     cluster.wait_until_idle()
     results = sweep.results()
     assert {name: result["resumed"] for name, result in results.items()} == {long: 1, short: 0}, sweep.about()
