@@ -23,7 +23,7 @@ class Cell:
 
     norm: str
     at: tuple[tuple[Axis, Value], ...]
-    """The value of every swept key; a key that the norm does not have is left out."""
+    """The value of every swept key; one of the norms' own is left out unless this norm takes several values."""
     runs: tuple[dict[str, Any], ...]
     """Rows of Records.runs; where several have the same seed, the one written last."""
 

@@ -116,8 +116,14 @@ class Study:
             more = [key for key in more if (cells[key].nunique() > 1).any()]
         return first + sorted(own + more)
 
+    def _norms_that_sweep(self, key: Axis) -> set[Value]:
+        """The norms that have several values of one of the norms' own keys, within one study."""
+        several = self.runs.groupby([axis for axis in ("norm", "study") if axis in self.runs])[key].nunique() > 1
+        return set(several[several].index.get_level_values("norm"))
+
     def _cells(self) -> list[Cell]:
         shared = [axis for axis in self.axes if not axis.startswith("norm.")]
+        own = {axis: self._norms_that_sweep(axis) for axis in self.axes if axis not in shared}
         groups: dict[tuple[str, tuple[tuple[Axis, Value], ...]], dict[int, dict[str, Any]]] = defaultdict(dict)
         for row in self.rows:
             run = {key: value for key, value in row.items() if value == value}
@@ -125,7 +131,8 @@ class Study:
                 self.unplaced.append(run["run"])
                 continue
             run["seed"] = int(run["seed"])
-            at = tuple((axis, plain_value(run[axis])) for axis in self.axes if axis in run)
+            axes = [axis for axis in self.axes if axis in shared or run["norm"] in own[axis]]
+            at = tuple((axis, plain_value(run[axis])) for axis in axes if axis in run)
             seeds = groups[run["norm"], at]
             if (other := seeds.get(run["seed"])) is not None:
                 kept = max(other, run, key=lambda one: (one["state"] == "finished", _written(one["directory"])))

@@ -120,7 +120,7 @@ def cells_table(study: Study, metrics: list[str], baseline: str | None) -> pd.Da
             row = {
                 "metric": metric,
                 "norm": cell.norm,
-                **{axis: cell.values.get(axis) for axis in study.axes},
+                **{axis: cell.value(axis) for axis in study.axes},
                 "normalization_batch_size": cell.nbs,
                 "n": found.n,
                 "mean": found.mean,

@@ -222,6 +222,12 @@ def test_a_rate_that_is_chosen_for_each_norm_and_batch_size_keeps_norms_in_one_p
     assert study.missing == []
     assert any(text.startswith("optim.lr differs between norms") for text in said(study))
     make_run(tmp_path, 0.5, norm="gn", batch_size=2, optim__lr=0.05, norm__weight_standardization=True)
-    assert study_of(tmp_path).axes == ["batch_size", "norm.weight_standardization"]
+    study = study_of(tmp_path)
+    assert study.axes == ["batch_size", "norm.weight_standardization"]
+    series = ["bn", "gn weight_standardization=false", "gn weight_standardization=true"]
+    assert list(dict.fromkeys(cell.series for cell in study.cells)) == series, (
+        "bn has one value, which names no line"
+    )
+    assert {cell.value("norm.weight_standardization") for cell in study.cells if cell.norm == "bn"} == {False}
     make_run(tmp_path, 0.5, norm="gn", batch_size=8, optim__lr=0.8, norm__weight_standardization=False)
     assert study_of(tmp_path).axes == ["batch_size", "norm.weight_standardization", "optim.lr"]
