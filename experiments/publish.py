@@ -25,8 +25,8 @@ OF_THE_MACHINE = {"root": "data", "cache_dir": None, "output_dir": "runs"}
 SPEED = "images_per_second"
 
 
-def publish(study: Path, folder: Path, x: str | None = None) -> int:
-    """Write `folder` anew from the runs of `study` that have ended; the figure is drawn along `x`, if given.
+def publish(study: Path, folder: Path, x: str | None = None, metric: str | None = None) -> int:
+    """Write `folder` anew from the runs of `study` that have ended; the figure is of `metric` along `x`, if given.
 
     Returns how many runs there are.
     """
@@ -40,8 +40,9 @@ def publish(study: Path, folder: Path, x: str | None = None) -> int:
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
     with tempfile.TemporaryDirectory() as made:
-        options = ["--out", f"{made}/report"] + (["--x", x] if x else [])
-        report([str(unpack(folder, Path(made) / "runs") / study.name), *options])
+        runs_again = str(unpack(folder, Path(made) / "runs") / study.name)
+        chosen = [f"--{name}={value}" for name, value in (("x", x), ("metric", metric)) if value]
+        report([runs_again, f"--out={made}/report", *chosen])
         _copy(Path(made) / "report/runs.csv", folder / "results.csv")
         figures = (Path(made) / "report/figures").glob(f"*_vs_{x or '*'}.png")
         _copy(min(figures, key=lambda path: (SPEED in path.name, path.name)), folder / "figure.png")
@@ -87,11 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("study", type=Path, help="the study's folder: runs/rates")
     parser.add_argument("--x", help="the key along which the figure is drawn; default: the report's first")
+    parser.add_argument("--metric", help="what the figure shows; default: the report's first")
     args = parser.parse_args(arguments)
     if not args.study.is_dir():
         parser.error(f"there is no folder {args.study}")
     folder = HERE / args.study.name
-    print(f"{publish(args.study, folder, args.x)} runs in {folder}")
+    print(f"{publish(args.study, folder, args.x, args.metric)} runs in {folder}")
 
 
 if __name__ == "__main__":
