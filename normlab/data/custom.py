@@ -161,6 +161,8 @@ def picture_of(cfg: Config, given: Given, split: str, index: int) -> tuple[str, 
         pixels = _rgb(picture)
     except ValueError as error:  # of what is grey by no known scale
         raise ConfigError(f"{where} is a picture of {error}.") from error
+    except (OSError, SyntaxError) as error:  # Pillow decodes a file only now
+        raise ConfigError(f"{where} has a picture that cannot be read: {said_in(error)}.") from error
     if pixels is None:
         raise ConfigError(
             f"{where} has for its picture {named(picture)}; let it be one of PIL, or uint8 values: an array "
@@ -172,8 +174,8 @@ def picture_of(cfg: Config, given: Given, split: str, index: int) -> tuple[str, 
 def _rgb(picture: Any) -> Image.Image | None:
     if isinstance(picture, Image.Image):
         return as_rgb(picture)
-    if isinstance(picture, torch.Tensor) and picture.ndim == 3:
-        picture = picture.permute(1, 2, 0).numpy()
+    if isinstance(picture, torch.Tensor) and picture.ndim == 3 and picture.dtype == torch.uint8:
+        picture = picture.permute(1, 2, 0).cpu().numpy()
     if not isinstance(picture, np.ndarray) or picture.dtype != UINT8:
         return None
     return Image.fromarray(picture) if picture.ndim == 3 and picture.shape[2] == 3 else None

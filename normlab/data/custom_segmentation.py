@@ -28,7 +28,7 @@ from normlab.data.masks import (
     scaled_size,
     write_masks,
 )
-from normlab.targets import named
+from normlab.targets import named, said_in
 
 
 def read(cfg: CustomSegmentationDataConfig, tell: Tell) -> Source:
@@ -73,7 +73,10 @@ def _samples(cfg: CustomSegmentationDataConfig, given: Given, labels: Labels, sp
 def _sample(cfg: CustomSegmentationDataConfig, given: Given, labels: Labels, split: str, index: int) -> Sample:
     """A picture and its mask at data.image_size. Raises: ConfigError that names them."""
     where, pixels, mask = picture_of(cfg, given, split, index)
-    values_HW = _values(mask)
+    try:
+        values_HW = _values(mask)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes a file only now
+        raise ConfigError(f"{where} has a mask that cannot be read: {said_in(error)}.") from error
     if values_HW is None:
         raise ConfigError(
             f"{where} has for its mask {named(mask)}; let it be integers (H, W), in an array or a tensor, or a "
@@ -94,5 +97,7 @@ def _values(mask: Any) -> np.ndarray | None:
         return None
     if isinstance(mask, ImageFile) and mask.tile:  # not decoded yet: it still tells how the file holds values
         return grey_values(mask)
-    values = np.asarray(mask) if isinstance(mask, Image.Image | torch.Tensor | np.ndarray) else np.empty(0)
+    if isinstance(mask, torch.Tensor):
+        mask = None if mask.is_floating_point() else mask.cpu().numpy()  # NumPy has no bfloat16
+    values = np.asarray(mask) if isinstance(mask, Image.Image | np.ndarray) else np.empty(0)
     return values.astype(np.int64) if values.ndim == 2 and values.dtype.kind in "biu" else None

@@ -13,6 +13,7 @@ from normlab.data.decode import decode
 from tests.runs import run_training, typed
 
 MODULE = """
+import io
 import numpy as np
 import torch
 from PIL import Image
@@ -35,6 +36,7 @@ class Pictures:
             "tensor": (torch.from_numpy(pixels).permute(2, 0, 1), torch.tensor(index % 3)),
             "dict": {"image": Image.fromarray(pixels), "label": index % 3},
             "float": (torch.rand(3, 6, 5), 0),
+            "bfloat16": (torch.rand(3, 6, 5).bfloat16(), 0),
             "grey": (Image.fromarray(np.zeros((6, 5), dtype=np.float32)), 0),
             "alone": pixels,
             "name": (pixels, "cat"),
@@ -59,6 +61,12 @@ def number():
 
 def raises():
     return {"train": [missing]}
+
+def cut_off():
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)).save(whole, "PNG")
+    half = [(Image.open(io.BytesIO(whole.getvalue()[:5000])), 0)]
+    return {"train": half, "test": half}
 
 def lazy():
     class Fails(Pictures):
@@ -137,7 +145,12 @@ def test_the_fingerprint_is_of_what_was_read_and_not_of_how(module):
         ("lonely", r"gave a dict of train; let it give a dict of train and test"),
         ("raises", r"NameError at own_\d+\.py:\d+: name 'missing' is not defined"),
         ("lazy", r"train\[0\]: ZeroDivisionError at own_\d+\.py:\d+: division by zero"),
+        ("cut_off", r"train\[0\] has a picture that cannot be read: OSError: "),
         ("load float", r"train\[0\] has for its picture a tensor \(3, 6, 5\) of float32; let it be one of PIL"),
+        (
+            "load bfloat16",
+            r"train\[0\] has for its picture a tensor \(3, 6, 5\) of bfloat16; let it be one of PIL",
+        ),
         ("load grey", r"train\[0\] is a picture of floats, with no defined black and white"),
         ("load alone", r"train\[0\] is an array \(6, 5, 3\) of uint8; let it be \(picture, label\)"),
         ("load name", r"train\[0\] has the label cat; let it be the number of the class, from 0"),

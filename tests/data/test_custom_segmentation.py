@@ -13,6 +13,7 @@ from tests.data.test_decode import png
 from tests.runs import SEGMENTATION, run_training, typed
 
 MODULE = """
+import io
 import numpy as np
 import torch
 from PIL import Image
@@ -45,6 +46,7 @@ class Pictures:
             "dict": lambda: {"image": picture, "mask": Image.fromarray(mask)},
             "colours": lambda: (picture, picture),
             "float": lambda: (picture, mask / 2),
+            "bfloat16": lambda: (picture, torch.from_numpy(mask).bfloat16()),
             "stacked": lambda: (picture, mask[None]),
             "number": lambda: (picture, 3),
             "larger": lambda: (picture, np.pad(mask, 1)),
@@ -60,6 +62,12 @@ def load(as_kind="PIL", train=5, classes=("road", "sky", "car"), **more):
 def from_files(folder):
     train = [(Image.fromarray(sample(index)[0]), Image.open(f"{folder}/{index}.png")) for index in range(5)]
     return {"train": train, "test": Pictures(3, "PIL"), "classes": ["road", "sky", "car"]}
+
+def cut_off():
+    whole, noise = io.BytesIO(), np.random.default_rng(0).integers(0, 3, (60, 50), dtype=np.uint8)
+    Image.fromarray(noise).save(whole, "PNG")
+    half = [(Image.fromarray(np.stack([noise] * 3, 2)), Image.open(io.BytesIO(whole.getvalue()[:500])))]
+    return {"train": half, "test": half, "classes": 3}
 
 def nameless():
     return {"train": Pictures(5, "PIL"), "test": Pictures(3, "PIL")}
@@ -149,6 +157,8 @@ def test_samples_are_read_once_until_a_setting_changes_what_they_mean(module):
         ),
         ("load colours", r"train\[0\] has for its mask a picture of PIL in mode RGB; let it be integers"),
         ("load float", r"train\[0\] has for its mask an array \(8, 9\) of float64; let it be integers"),
+        ("load bfloat16", r"train\[0\] has for its mask a tensor \(8, 9\) of bfloat16; let it be integers"),
+        ("cut_off", r"train\[0\] has a mask that cannot be read: OSError: "),
         ("load stacked", r"train\[0\] has for its mask an array \(1, 8, 9\) of uint8; let it be integers"),
         ("load number", r"train\[0\] has for its mask something of type int; let it be integers"),
         ("load larger", r"train\[0\]: the picture is 9x8 pixels, but its mask is 11x10; they must be of one size"),
