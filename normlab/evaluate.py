@@ -5,6 +5,7 @@ python -m normlab.evaluate runs/batch_size/bn-b2-... norm.running_stats=pooled
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -171,12 +172,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ConfigError("no run is named; give a run's directory: runs/<study>/<run>.")
         for directory in directories:
             evaluation = evaluate_run(directory, changes, args.split)
-            print(json.dumps(asdict(evaluation)) if args.json else _line(evaluation), flush=True)
+            print(_object(evaluation) if args.json else _line(evaluation), flush=True)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
+
+
+def _object(evaluation: Evaluation) -> str:
+    """One line of JSON, which has no NaN or infinity: such a metric is null, as in metrics.jsonl."""
+    finite = {name: value if math.isfinite(value) else None for name, value in evaluation.metrics.items()}
+    return json.dumps(asdict(evaluation) | {"metrics": finite}, allow_nan=False)
 
 
 def _line(evaluation: Evaluation) -> str:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from normlab.config import ConfigError
-from normlab.evaluate import evaluate_run, main
+from normlab.evaluate import Evaluation, evaluate_run, main
 from normlab.evaluator import Evaluator
 from tests.runs import EXACT, run_training
 
@@ -95,6 +95,17 @@ def test_what_is_not_there_is_named(trained_once, tmp_path, capsys):
     (tmp_path / "config.yaml").write_bytes((trained_once / "config.yaml").read_bytes())
     with pytest.raises(ConfigError, match=r"checkpoint\.pt is not there"):
         evaluate_run(tmp_path, [])
+
+
+def test_a_loss_that_is_not_finite_is_null_in_json_and_said_in_words(monkeypatch, capsys):
+    metrics = {"val/accuracy": 0.5, "val/loss": float("nan"), "test/loss": float("inf")}
+    found = Evaluation("runs/a", "0123abcd", [], 8, metrics)
+    monkeypatch.setattr("normlab.evaluate.evaluate_run", lambda *args: found)
+    main(["runs/a", "--json"])
+    answer = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert answer["metrics"] == {"val/accuracy": 0.5, "val/loss": None, "test/loss": None}
+    main(["runs/a"])
+    assert capsys.readouterr().out == "runs/a: val/accuracy 0.5000  val/loss nan  test/loss inf\n"
 
 
 def test_the_command_prints_a_line_or_an_object_per_run_and_leaves_the_run_as_it_was(trained_once):
