@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from normlab.config import ConfigError
+from normlab.norms.replace import refuse_hooks
 
 EPS = 1e-5
 """Added to the variance of a filter's weights."""
@@ -58,21 +59,22 @@ def standardised_convolutions(model: nn.Module) -> dict[nn.Module, nn.Module]:
 
     No bias is how models mark a convolution whose output is normalised: gates, prediction layers and others
     with one stay as they are. Exact types only; Parameter objects and settings carry over.
-    Raises: ConfigError where there is none.
+    Raises: ConfigError where there is none, or one has hooks, such as those of torch.nn.utils.spectral_norm.
     """
-    found: dict[nn.Module, nn.Module] = {}
-    for layer in model.modules():
+    found: dict[str, nn.modules.conv._ConvNd] = {}
+    for name, layer in model.named_modules():
         if type(layer) not in _KINDS:
             continue
         assert isinstance(layer, nn.modules.conv._ConvNd)
         if layer.bias is None and layer.weight[0].numel() > 1:
-            found[layer] = _standardised(layer)
+            found[name] = layer
     if not found:
         raise ConfigError(
             f"norm.weight_standardization=true, but {type(model).__name__} has no convolution without a bias; "
             "choose another model, or false."
         )
-    return found
+    refuse_hooks(found, ConfigError)
+    return {layer: _standardised(layer) for layer in found.values()}
 
 
 def _standardised(layer: nn.modules.conv._ConvNd) -> nn.Module:

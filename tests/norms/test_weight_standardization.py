@@ -48,6 +48,23 @@ def test_a_convolution_equals_its_formula_in_train_and_eval(kind, norm, function
     torch.testing.assert_close(net.eval()[0](x), expected, **EXACT)
 
 
+@pytest.mark.parametrize(
+    "add",
+    [lambda conv: conv.register_forward_hook(print), torch.nn.utils.spectral_norm],
+    ids=["own", "spectral_norm"],
+)
+def test_a_convolution_with_hooks_is_refused_and_nothing_is_changed(add):
+    net = nn.Sequential(nn.Conv2d(4, 8, 3, bias=False), nn.BatchNorm2d(8))
+    add(net[0])
+    for refused in (
+        lambda: standardised(net),
+        lambda: check_norms(net, (4, 6, 6), 2, 1, config("gn", weight_standardization=True)),
+    ):
+        with pytest.raises(ConfigError, match=r"layer 0 \(Conv2d\) has hooks \(_forward"):
+            refused()
+    assert [type(layer) for layer in net] == [nn.Conv2d, nn.BatchNorm2d]
+
+
 def test_its_gradient_is_that_of_finite_differences():
     weight = torch.randn(3, 2, 3, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(standardise, weight)
