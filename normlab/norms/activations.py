@@ -225,7 +225,8 @@ def _without_calls(owner: nn.Module, calls: list[_Call], doomed: set[_Call]) -> 
     graph = graphs[-1]
     nodes = [node for node in graph.nodes if _label(_target(node, owner))]
     marks = [call in doomed for call in calls if _label(call.target)]
-    runs = [marks[i : i + len(nodes)] for i in range(0, len(marks), len(nodes))]
+    each = max(1, len(nodes))  # none, where only the forward in the other mode has activations
+    runs = [marks[i : i + each] for i in range(0, len(marks), each)]
     kind = type(owner)
     if str(graphs[0]) != str(graph) or any(run != runs[0] or len(run) != len(nodes) for run in runs):
         raise ConfigError(

@@ -190,10 +190,22 @@ class Twice(Both):
         return self.norm(F.relu(self.norm(x)))
 
 
+class InEval(Both):
+    def forward(self, x):
+        y = self.norm(x)
+        return y if self.training else F.relu(y)
+
+
 class ByFlag(Both):
     def forward(self, x):
         y = F.relu(self.norm(x))
         return F.relu(y + 1) if self.training else y
+
+
+@pytest.mark.parametrize("norm", ACTIVATING)
+def test_an_activation_of_the_eval_mode_alone_is_refused(norm):
+    with pytest.raises(ConfigError, match="forward of InEval uses its activations differently"):
+        convert_norms(InEval().eval(), config(norm))
 
 
 @pytest.mark.parametrize(
