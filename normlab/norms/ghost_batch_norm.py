@@ -42,10 +42,12 @@ class GhostBatchNorm(BatchStatisticsNorm):
                 f"a batch of {len(x)} samples on {self.groups} virtual ranks cannot be split into parts of "
                 f"{self.ghost_batch_size}"
             )
-        # Moved by 1, running statistics are those of the batch.
-        like = x if self.running_mean is None else self.running_mean
-        mean, var = like.new_zeros(2, parts * self.groups, self.num_features)
+        mean = var = None
+        if self.running_mean is not None:  # moved by 1, they are those of the batch
+            mean, var = self.running_mean.new_zeros(2, parts * self.groups, self.num_features)
         y = batch_norm_by_group(x, parts * self.groups, 1, mean, var, self.weight, self.bias, 1.0, self.eps)
+        if mean is None or var is None:
+            return y
         shape = (parts, self.groups, self.num_features)
         self.move_running(mean.view(shape).mean(0), var.view(shape).mean(0), momentum)
         return y

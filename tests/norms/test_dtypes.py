@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from normlab.models import build_model
 from normlab.norms import NORMS, convert_norms
 from tests.fake_cuda import fake_cuda
-from tests.norms.configs import config
+from tests.norms.configs import OF_BATCH, config
 from tests.runs import typed
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -49,6 +49,13 @@ def test_under_autocast_the_output_has_the_inputs_dtype_on_cpu_and_cuda(norm, af
         for training, dtype in product((True, False), (BF16, torch.float16, FP32)):
             y_BCHW = layer.train(training)(torch.zeros(SHAPE, dtype=dtype, device="cuda"))
             assert (y_BCHW.dtype, y_BCHW.device.type) == (dtype, "cuda")
+
+
+@pytest.mark.parametrize("norm", OF_BATCH)
+def test_without_running_statistics_too(norm):
+    layer = convert_norms(nn.BatchNorm2d(SHAPE[1], track_running_stats=False), config(norm))
+    for training, dtype in product((True, False), (BF16, torch.float16, FP32)):
+        assert layer.train(training)(torch.randn(SHAPE).to(dtype)).dtype == dtype
 
 
 class KernelDtypes(TorchDispatchMode):
