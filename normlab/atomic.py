@@ -19,7 +19,7 @@ def atomic_write(path: Path, mode: str = "w", *, former: Path | None = None) -> 
     """
     unfinished = unfinished_name(path)
     try:
-        with unfinished.open(mode) as file:
+        with unfinished.open(mode, encoding=None if "b" in mode else "utf-8") as file:  # in any locale
             yield file
             file.flush()
             os.fsync(file.fileno())

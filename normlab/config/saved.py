@@ -79,7 +79,7 @@ def read_saved(path: Path, changes: Sequence[str] = ()) -> Config:
 
 def _values(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     return values if isinstance(values, dict) else {}

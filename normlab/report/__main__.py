@@ -22,6 +22,7 @@ from normlab.report.study import Study, study_axes
 from normlab.report.tables import Grid, as_list, as_markdown, cells_table, grids, runs_table
 
 MOST_NAMES = 10
+LONGEST_WATCH_S = 24 * 60 * 60
 DESCRIPTION = """\
 Read every run below a folder and make, in <study>/report: tables.md, tables.csv (one row per cell and metric),
 runs.csv, figures/*.png and *.svg, index.html (one page, opens without a network); and, in <study>/comparison,
@@ -81,8 +82,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("give a study's folder, or --compare with two")
     if args.watch is not None and (args.text or args.export):
         parser.error("--watch makes the page; leave out --text and --export")
-    if args.watch is not None and not args.watch > 0:
-        parser.error(f"--watch {args.watch:g} is no number of seconds above 0")
+    if args.watch is not None and not 0 < args.watch <= LONGEST_WATCH_S:
+        parser.error(f"--watch {args.watch:g} is not a number of seconds above 0, and at most {LONGEST_WATCH_S}")
     if not 0 <= args.port < 1 << 16:
         parser.error(f"--port {args.port} is not a port: 1 to {(1 << 16) - 1}")
     return args

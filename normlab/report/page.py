@@ -41,12 +41,12 @@ def write_page(study: Study, metric: str, baseline: str | None, found: list[Find
     parts = {
         "title": html.escape(study.title),
         "race": _race_section(study.race, out / "figures" / "race.svg") if study.race is not None else "",
-        "css": (HERE / "page.css").read_text(),
+        "css": (HERE / "page.css").read_text(encoding="utf-8"),
         "plotly": get_plotlyjs(),
         "data": _inline_json(data),
-        "js": (HERE / "page.js").read_text(),
+        "js": (HERE / "page.js").read_text(encoding="utf-8"),
     }
-    pieces = (HERE / "page.html").read_text().split("@@")  # text, key, text, key, ..., text
+    pieces = (HERE / "page.html").read_text(encoding="utf-8").split("@@")  # text, key, text, key, ..., text
     page = "".join(parts[piece] if place % 2 else piece for place, piece in enumerate(pieces))
     with atomic_write(out / "index.html") as file:
         file.write(page)

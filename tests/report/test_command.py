@@ -1,5 +1,6 @@
 """python -m normlab.report, as a user runs it."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -123,6 +124,24 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(trained, tmp_path, capsys):
     assert "has a norm and a seed" in fails(tmp_path / "foreign", capsys=capsys)
     make_run(tmp_path / "empty", status=None)
     assert "has logged a metric yet" in fails(tmp_path / "empty", capsys=capsys)
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_a_watch_that_cannot_sleep_so_long_is_refused(seconds, tmp_path, capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main([str(tmp_path), f"--watch={seconds}"])
+    assert f"--watch {seconds} is not a number of seconds above 0" in capsys.readouterr().err
+
+
+def test_files_are_utf_8_in_any_locale(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / "study", 0.5 + 0.1 * seed, seed=seed)
+    of_ascii = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", "normlab.report", str(tmp_path / "study")]
+    done = subprocess.run(command, env=os.environ | of_ascii, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("tables.md", "index.html"):
+        assert "±" in (tmp_path / "study/report" / name).read_text(encoding="utf-8")
 
 
 def test_a_study_that_has_just_begun_is_reported(tmp_path, capsys):
