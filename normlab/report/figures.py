@@ -186,7 +186,8 @@ def against_speed(study: Study, metric: str) -> Drawn:
 
 
 def _draw_speeds(panel: Axes, cells: list[Cell], scale: Scale, dash: str) -> None:
-    found = [(c, c.estimate("images_per_second").mean, e.mean) for c in cells if (e := c.estimate(scale.metric)).n]
+    both = [(cell, cell.estimate("images_per_second"), cell.estimate(scale.metric)) for cell in cells]
+    found = [(cell, speed.mean, reached.mean) for cell, speed, reached in both if speed.n and reached.n]
     for cell, speed, mean in found:
         if (batch := cell.values.get("batch_size")) is not None:
             beside: dict[str, Any] = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 7}

@@ -141,7 +141,7 @@ def draw_against(
             _draw_estimate(panel, where, e, scale, style, limits)
         for where, cell in zip(at, mine, strict=True):
             if gone := cell.states["diverged"]:
-                _draw_diverged(panel, where + shift, gone, style)
+                _draw_diverged(panel, where, gone, style)
     panel.xaxis.set_major_locator(FixedLocator(list(place.values())))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.set_xticklabels([show(v) for v in place])

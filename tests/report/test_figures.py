@@ -11,7 +11,7 @@ from matplotlib.markers import CARETDOWN, CARETUP
 
 from normlab.config.norm import NORMS
 from normlab.report.curves import MOST_POINTS, mean_curve
-from normlab.report.figures import against, draw, learning_curves, save
+from normlab.report.figures import against, against_speed, draw, learning_curves, save
 from normlab.report.published import GN_PAPER_ERROR_PERCENT
 from normlab.report.reading import read
 from normlab.report.study import Study
@@ -175,6 +175,24 @@ def test_one_seed_is_hollow_and_without_an_interval_and_diverged_runs_are_counte
     crosses = [line for line in panel.lines if line.get_marker() == "x"]
     assert [line.get_xdata()[0] for line in crosses] == [2.0]
     assert "2" in [text.get_text() for text in panel.texts]
+
+
+def test_a_diverged_run_is_counted_above_the_estimate_of_its_own_cell(tmp_path):
+    for norm in ("bn", "gn", "ln"):
+        for batch_size in (2, 4):
+            make_run(tmp_path, 0.5, norm=norm, batch_size=batch_size)
+            make_run(tmp_path, status="diverged", norm=norm, batch_size=batch_size, seed=1)
+    panel = against(Study(read(tmp_path)), "val/accuracy", "batch_size").figure.axes[0]
+    crosses = [line.get_xdata()[0] for line in panel.lines if line.get_marker() == "x"]
+    assert sorted(crosses) == sorted(x for x, *_ in containers(panel))
+
+
+def test_a_cell_whose_speed_is_not_known_is_in_no_figure_of_speeds(tmp_path):
+    make_run(tmp_path, 0.5, batch_size=2)
+    make_run(tmp_path, 0.6, batch_size=4, result={"images_per_second": None})
+    panel = against_speed(Study(read(tmp_path)), "val/accuracy").figure.axes[0]
+    assert [list(line.get_xdata()) for line in panel.lines] == [[100.0]]
+    assert [text.get_text() for text in panel.texts] == ["2"]
 
 
 def test_other_metrics_are_drawn_as_they_are_and_without_the_paper(study):
