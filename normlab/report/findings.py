@@ -132,4 +132,4 @@ def _conditions(study: Study, finished: pd.DataFrame) -> list[str]:
 
 
 def _is_shared(finished: pd.DataFrame, key: str) -> bool:
-    return key in finished and len(finished) > 0 and finished[key].nunique(dropna=False) == 1
+    return key in finished and finished[key].nunique() == 1 and finished[key].notna().all()

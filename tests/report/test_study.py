@@ -156,6 +156,15 @@ def test_what_all_runs_share_is_said_where_it_is_off_its_default_or_always_wante
     assert "threads" not in text  # changes no result
 
 
+def test_what_no_finished_run_has_is_not_shared(tmp_path):
+    make_run(tmp_path, virtual_ranks=None)
+    config = next(tmp_path.iterdir()) / "config.yaml"
+    config.write_text(config.read_text().replace("virtual_ranks: null\n", ""))
+    make_run(tmp_path, status="failed", seed=1)
+    [text] = [text for text in said(study_of(tmp_path)) if text.startswith("all have ")]
+    assert "virtual_ranks" not in text
+
+
 def test_two_runs_of_one_cell_and_seed_are_named_and_the_last_is_counted(tmp_path):
     for name, accuracy, written in (("old", 0.1, 1000), ("new", 0.9, 2000)):
         directory = make_run(tmp_path, accuracy, name=name)
