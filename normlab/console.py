@@ -43,11 +43,21 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
 
 
-def show_loading(text: str, done: int = 0, total: int = 0) -> None:
-    """Show what is being loaded and its progress: on one line of a terminal, at each tenth elsewhere."""
-    if not total:
-        print(text, file=sys.stderr)
-        return
-    terminal = sys.stderr.isatty()
-    if terminal or done == total or done * 10 // total > (done - 1) * 10 // total:
-        print(f"{text}: {done}/{total}", file=sys.stderr, end="\r" if terminal and done < total else "\n")
+class _Loading:
+    """Shows what is being loaded and its progress: on one line of a terminal, past each tenth elsewhere."""
+
+    def __init__(self) -> None:
+        self._text, self._tenths = "", 0
+
+    def __call__(self, text: str, done: int = 0, total: int = 0) -> None:
+        if not total:
+            print(text, file=sys.stderr)
+            return
+        before = self._tenths if text == self._text else 0
+        self._text, self._tenths = text, done * 10 // total
+        terminal = sys.stderr.isatty()
+        if terminal or done == total or self._tenths > before:
+            print(f"{text}: {done}/{total}", file=sys.stderr, end="\r" if terminal and done < total else "\n")
+
+
+show_loading = _Loading()
