@@ -1,5 +1,7 @@
 """Pictures of what a segmentation model does: its predictions, and which classes it confuses."""
 
+import math
+
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -7,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 IGNORED_COLOUR = (255, 255, 255)
+LEGEND_COLUMNS = 6
 
 
 def predictions(
@@ -17,7 +20,8 @@ def predictions(
     Each sample is a picture (H, W, 3) uint8, and the true and predicted class of each pixel (H, W). Ignored pixels
     are white in the truth.
     """
-    figure = Figure(figsize=(9, 2.3 * len(samples) + 0.22 * (len(classes) + 4) // 5 + 0.4), layout="constrained")
+    legend_rows = math.ceil(len(classes) / LEGEND_COLUMNS)
+    figure = Figure(figsize=(9, 2.3 * len(samples) + 0.22 * legend_rows + 0.4), layout="constrained")
     axes = figure.subplots(len(samples), 3, squeeze=False)
     for row, (image_HWC, truth_HW, predicted_HW) in zip(axes, samples, strict=True):
         row[0].imshow(image_HWC.numpy())
@@ -30,7 +34,9 @@ def predictions(
     patches = [
         Patch(facecolor=colour, label=name) for colour, name in zip(palette_K3.numpy() / 255, classes, strict=True)
     ]
-    figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize="small", frameon=False)
+    figure.legend(
+        handles=patches, loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize="small", frameon=False
+    )
     return _pixels(figure)
 
 

@@ -1,0 +1,17 @@
+"""Pictures of predictions, asked for their size: what they show is not compared."""
+
+import pytest
+import torch
+
+from normlab.pictures import LEGEND_COLUMNS, predictions
+
+
+@pytest.mark.parametrize("rows", [2, 4])
+def test_the_legend_has_room_for_each_of_its_rows(rows):
+    def height(classes):
+        palette_K3 = torch.zeros(classes, 3, dtype=torch.uint8)
+        mask_HW = torch.zeros(4, 4, dtype=torch.int64)
+        sample = torch.zeros(4, 4, 3, dtype=torch.uint8), mask_HW, mask_HW
+        return len(predictions([sample], palette_K3, [f"class_{index}" for index in range(classes)]))
+
+    assert height(LEGEND_COLUMNS * rows) - height(LEGEND_COLUMNS) == pytest.approx(22 * (rows - 1), abs=1)
