@@ -291,10 +291,10 @@ class Trainer:
         return Outcome("diverged", {}, self._measured(step))
 
     def _measured(self, step: int) -> dict[str, Any]:
-        samples = step * self.global_batch_size
+        logged = self.logged_step * self.global_batch_size  # of what came after, the time is not known
         return {
-            "samples_seen": samples,
-            "images_per_second": samples / self.train_s if self.train_s else None,
+            "samples_seen": step * self.global_batch_size,
+            "images_per_second": logged / self.train_s if self.train_s else None,
             "wall_s": self.earlier_wall_s + time.monotonic() - self.started,
             "device": str(self.ranks.device),
             "devices": self.devices,

@@ -211,6 +211,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged_on_every_rank(ranks,
     assert math.isnan(results[0]["points"][-1]["train/loss"])
 
 
+def test_the_speed_of_a_run_that_diverged_is_of_the_steps_whose_time_was_taken(tmp_path):
+    trainer = build(0, [*TINY, f"output_dir={tmp_path}"])
+    trainer.started, trainer.logged_step, trainer.train_s = 0.0, 4, 2.0
+    measured = trainer._measured(7)
+    assert measured["samples_seen"] == 7 * trainer.global_batch_size
+    assert measured["images_per_second"] == 4 * trainer.global_batch_size / 2
+
+
 @pytest.mark.parametrize("lr", ["1e6", "1e38"])
 def test_a_last_update_that_spoils_the_weights_makes_the_run_diverged_on_every_rank(lr, ranks, tmp_path):
     one_step = ["batch_size=16", "max_samples=32", "optim.lr_scaling=none", f"optim.lr={lr}"]
