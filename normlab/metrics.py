@@ -4,7 +4,7 @@ import torch
 
 
 def confusion_matrix(predicted: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """(K, K) int64: how many of class i (row) were taken for class j; labels outside 0..K-1 are left out."""
+    """(K, K) int64: how many of class i (row) were taken for class j; labels above K-1 are left out."""
     # bincount and boolean masks would wait for the device, to learn the size of their result.
     cells = torch.where(labels < num_classes, labels * num_classes + predicted, num_classes**2).flatten()
     counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=cells.device)
