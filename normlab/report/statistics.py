@@ -45,12 +45,15 @@ def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
     n = len(values)
     if n == 0:
         return Estimate(0, math.nan, math.nan)
-    mean = math.fsum(values) / n
+    largest = max(map(abs, values))
+    unit = largest if largest > 1e150 else 1.0  # whose square no float would hold
+    scaled = [value / unit for value in values]
+    mean = math.fsum(scaled) / n
     if n == 1:
-        return Estimate(1, mean, math.nan)
+        return Estimate(1, mean * unit, math.nan)
     t = float(stdtrit(n - 1, (1 + level) / 2))
-    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    return Estimate(n, mean, t * math.sqrt(variance / n))
+    variance = math.fsum((value - mean) ** 2 for value in scaled) / (n - 1)
+    return Estimate(n, mean * unit, t * math.sqrt(variance / n) * unit)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,13 @@ def test_one_seed_has_no_interval_and_none_has_no_mean():
     assert math.isnan(estimate([]).mean)
 
 
+@pytest.mark.parametrize("unit", [1e149, 1e200, -1e300])
+def test_values_whose_squares_no_float_holds_have_an_interval(unit):
+    found, small = estimate([1.0 * unit, 2.0 * unit, 3.5 * unit]), estimate([1.0, 2.0, 3.5])
+    assert found.mean == pytest.approx(small.mean * unit, rel=1e-12)
+    assert found.half_width == pytest.approx(small.half_width * abs(unit), rel=1e-12)
+
+
 def test_a_paired_difference_is_the_estimate_of_differences_of_seeds_that_both_have():
     ours, theirs = {0: 0.50, 1: 0.62, 2: 0.70, 9: 0.1}, {2: 0.60, 1: 0.50, 0: 0.42, 7: 0.9}
     found = paired_difference(ours, theirs)
