@@ -1,7 +1,9 @@
 """Pictures of what a segmentation model does: its predictions, and which classes it confuses."""
 
 import math
+from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -10,8 +12,11 @@ from matplotlib.patches import Patch
 
 IGNORED_COLOUR = (255, 255, 255)
 LEGEND_COLUMNS = 6
+PLAIN_TEXT: dict[Any, Any] = {"text.parse_math": False}
+"""A dollar in the name of a class begins no formula."""
 
 
+@matplotlib.rc_context(PLAIN_TEXT)
 def predictions(
     samples: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], palette_K3: torch.Tensor, classes: list[str]
 ) -> np.ndarray:
@@ -45,6 +50,7 @@ def _coloured(labels_HW: torch.Tensor, palette_K3: torch.Tensor) -> np.ndarray:
     return colours[labels_HW.clamp(max=len(palette_K3))].numpy()
 
 
+@matplotlib.rc_context(PLAIN_TEXT)
 def confusion(confusion_KK: torch.Tensor, classes: list[str]) -> np.ndarray:
     """For each class (row), the percentage of its pixels taken for each class (column): (H, W, 3) uint8."""
     share_KK = (100 * confusion_KK / confusion_KK.sum(1, keepdim=True).clamp(min=1)).numpy()

@@ -43,6 +43,7 @@ LOOK: dict[Any, Any] = {
     "lines.linewidth": 1.4,
     "lines.markersize": 5,
     "legend.frameon": False,
+    "text.parse_math": False,  # a dollar in a setting or a norm's name is no formula
     "svg.fonttype": "none",
     "svg.hashsalt": "normlab",
 }

@@ -187,6 +187,15 @@ def test_a_diverged_run_is_counted_above_the_estimate_of_its_own_cell(tmp_path):
     assert sorted(crosses) == sorted(x for x, *_ in containers(panel))
 
 
+def test_a_dollar_in_a_setting_is_no_formula(tmp_path):
+    for lr in (r"$\frac$", "b"):
+        for seed in (0, 1):
+            make_run(tmp_path / "study", 0.5, seed=seed, optim__lr=lr, curve={1: 0.1, 2: 0.2})
+    for drawn in draw(Study(read(tmp_path / "study")), "val/accuracy"):
+        save(drawn, tmp_path / "figures")
+    assert len(list((tmp_path / "figures").iterdir())) >= 6
+
+
 def test_a_cell_whose_speed_is_not_known_is_in_no_figure_of_speeds(tmp_path):
     make_run(tmp_path, 0.5, batch_size=2)
     make_run(tmp_path, 0.6, batch_size=4, result={"images_per_second": None})
