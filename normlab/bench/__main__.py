@@ -12,6 +12,7 @@ median over rounds is shown. Several ranks are real processes (gloo, or nccl on 
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -42,7 +43,7 @@ def at_least(minimum: float, kind: Callable[[str], float]) -> Callable[[str], fl
             value = kind(text)
         except ValueError:
             value = minimum - 1
-        if not value >= minimum:
+        if not minimum <= value < math.inf:
             raise argparse.ArgumentTypeError(f"{text} must be a number of at least {minimum:g}")
         return value
 

@@ -69,6 +69,7 @@ def test_ranks_end_with_the_command_even_when_it_is_killed(tmp_path):
         (["--rounds", "0"], "0 must be a number of at least 1"),
         (["--rounds", "many"], "many must be a number of at least 1"),
         (["--sample-s", "nan"], "nan must be a number of at least 0"),
+        (["--sample-s", "inf"], "inf must be a number of at least 0"),
         (["--dtypes", "fp16"], "invalid choice: 'fp16'"),
         (["--norm", "bn", "--world-sizes"], "expected at least one argument"),
         (["--norms", "batchnorm"], "--norms batchnorm is unknown; choose from bn, syncbn"),
