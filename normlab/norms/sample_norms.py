@@ -148,6 +148,7 @@ def instance_norm(norm: InstanceNormConfig, virtual_ranks: int) -> Build:
 
     Shape: (B, C, ...) -> (B, C, ...), with at least one axis of pixels.
     Train and eval are identical: no buffers. NBS 1.
+    Raises: ValueError on one pixel, whose channels have one value each.
     Source: Ulyanov et al. 2016, arXiv:1607.08022.
     """
     types: dict[type[_BatchNorm], type[nn.Module]] = {

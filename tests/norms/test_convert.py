@@ -154,6 +154,13 @@ def test_a_model_may_be_a_norm_and_share_one_at_several_places():
     assert type(net["a"]) is GroupNorm
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_instance_norm_refuses_one_pixel(training):
+    layer = convert_norms(nn.BatchNorm2d(4), InstanceNormConfig()).train(training)
+    with pytest.raises(ValueError, match="more than 1 spatial element"):
+        layer(torch.randn(2, 4, 1, 1))
+
+
 def test_instance_norm_takes_one_and_three_axes_of_pixels():
     x_BCL = torch.randn(2, 8, 5)
     one = convert_norms(nn.BatchNorm1d(8), InstanceNormConfig())
