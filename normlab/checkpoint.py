@@ -2,6 +2,7 @@
 
 import errno
 import pickle
+import re
 import sys
 import warnings
 import zipfile
@@ -19,6 +20,8 @@ from normlab.atomic import atomic_write
 from normlab.config import ConfigError
 
 FORMAT = 2
+HOLDS = "it holds a "
+"""How the reason begins where a file is intact, and has an object of a class that is never unpickled."""
 FIX = "delete it, or start over with rerun=true"
 
 
@@ -125,9 +128,17 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
     It reads safetensors and all that torch.save has ever written. safetensors, and files from before torch 1.6,
     have no checksums, so only their structure is checked.
-    Raises: ConfigError for a damaged file, or one without weights.
+    Raises: ConfigError for a damaged file, one without weights, or one with more than tensors and plain values.
     """
-    state = _verified(path, "choose another model.init_from")
+    try:
+        state = _verified(path, "choose another model.init_from")
+    except Damaged as error:
+        if not error.reason.startswith(HOLDS):
+            raise
+        raise ConfigError(
+            f"{path}: {error.reason}, which is not unpickled, since that may run any code; save the model's "
+            "state_dict() alone, or choose another model.init_from."
+        ) from None
     for key in ("model", "state_dict"):
         state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
     tensors = {
@@ -148,6 +159,8 @@ def _verified(path: Path, fix: str) -> Any:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); {fix}.") from None
     except (pickle.UnpicklingError, SafetensorError) as error:
+        if other := re.search(r"GLOBAL (\S+) was not an allowed global", str(error)):
+            raise Damaged(path, f"{HOLDS}{other[1]}", fix) from None
         raise Damaged(path, next(iter(str(error).splitlines()), type(error).__name__), fix) from None
     if not isinstance(state, dict):
         raise ConfigError(f"{path} holds a {type(state).__name__}, not a dict of weights; {fix}.")

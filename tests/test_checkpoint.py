@@ -99,6 +99,18 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["c.pt"]
 
 
+@pytest.mark.parametrize("in_zip", [True, False])
+def test_a_whole_model_in_the_place_of_its_weights_is_said_to_be_one(in_zip, tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "c.pt", _use_new_zipfile_serialization=in_zip)
+    words = (
+        r"c\.pt: it holds a torch\.nn\.modules\.linear\.Linear, which is not .*; save the model's state_dict\(\)"
+    )
+    with pytest.raises(ConfigError, match=words):
+        checkpoint.load_tensors(tmp_path / "c.pt")
+    with pytest.raises(checkpoint.Damaged, match=r"is damaged \(it holds a torch\.nn.*rerun=true"):
+        checkpoint.load(tmp_path / "c.pt")
+
+
 @pytest.mark.parametrize("damage", ["flipped bit", "cut short", "empty", "text"])
 def test_a_damaged_file_is_an_error_that_names_it_and_the_fix(damage, tmp_path):
     path = tmp_path / "c.pt"
