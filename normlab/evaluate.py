@@ -36,7 +36,8 @@ from normlab.tasks import build_task
 DESCRIPTION = """\
 Evaluate trained runs again, each from its checkpoint, in one process. The runs are left as they are. key=value
 changes how they are evaluated: norm.running_stats, norm.precise_samples, precision, channels_last,
-eval_batch_size, eval_train_samples, device, threads, or where the data are (data.root, data.cache_dir)."""
+eval_batch_size, eval_train_samples, device, threads, or where files lie now (data.root, data.cache_dir,
+model.init_from)."""
 EVALUATION_ONLY = {
     "norm.running_stats",
     "norm.precise_samples",
@@ -82,8 +83,10 @@ def evaluate_run(directory: Path, changes: Sequence[str], splits: Sequence[str] 
     ranks = Ranks(0, 1, 1, choose_device(cfg.device, 1))
     dataset = near(data.load(cfg.data), ranks.device)
     chosen = _choose_splits(dataset, splits)
+    # Initial weights may lie elsewhere now; what is in them is part of the hash.
+    named = replace(trained, model=cfg.model)
     run = name_run(
-        trained, world_size=cfg.world_size, study=trained.study or "", data_fingerprint=dataset.fingerprint
+        named, world_size=cfg.world_size, study=trained.study or "", data_fingerprint=dataset.fingerprint
     )
     ranks.set_threads(cfg.threads)
     numerics = Numerics.of(

@@ -84,6 +84,20 @@ def test_a_split_that_the_data_lack_is_refused_before_anything_is_evaluated(trai
         evaluate_run(trained_once, [], ["val", "test"])
 
 
+def test_initial_weights_that_lie_elsewhere_now_are_told(trained_once, tmp_path):
+    old, new = tmp_path / "old.pt", tmp_path / "new.pt"
+    old.write_bytes((trained_once / "checkpoint.pt").read_bytes())
+    run = trained_here(tmp_path, "norm=bn", f"model.init_from={old}")["run"].directory
+    before = evaluate_run(run, [])
+    old.rename(new)
+    with pytest.raises(ConfigError, match=r"there is no .*old\.pt"):
+        evaluate_run(run, [])
+    assert evaluate_run(run, [f"model.init_from={new}"]).metrics == before.metrics
+    new.write_bytes(b"another file")
+    with pytest.raises(ConfigError, match=r"checkpoint\.pt is not this run's \(it was saved by run "):
+        evaluate_run(run, [f"model.init_from={new}"])
+
+
 def test_what_is_not_there_is_named(trained_once, tmp_path, capsys):
     for arguments, message in (
         ([str(tmp_path)], "config.yaml cannot be read"),
