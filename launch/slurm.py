@@ -21,7 +21,7 @@ from launch.cluster import Cluster, this_cluster
 from launch.commit import ROOT, current_code
 from launch.geometry import Geometry
 from launch.jobs import Ended, Job, announce, job_returns, plan_jobs, record_ended, to_train
-from launch.process import StopSignal
+from launch.process import StopSignal, stop_signals_blocked
 from launch.slurm_config import OVERRULING, SlurmConfig
 from launch.slurm_task import task_of
 from launch.slurm_wait import Submission, Submitted, wait_for
@@ -47,7 +47,8 @@ def sweep(
     """
     jobs = plan_jobs(master_config, config_loader, sweep_overrides)
     left, skipped = to_train(jobs, retry_failed=config.retry_failed)
-    with StopSignal():  # it counts in `wait_for`, which tells what has been submitted by then
+    # It counts in `wait_for`, which tells what has been submitted by then; a second one ends a SLURM that hangs.
+    with StopSignal(second_ends=True):
         submission = submit(left, config)
         if submission.left:
             if not submission.queued:
@@ -200,7 +201,8 @@ def _submit_array(
     for element, job in elements:
         _announce(job, {**about, "job_id": "", "element": element})
     try:
-        with outside_any_job():
+        # Ctrl-C signals sbatch too, whose job would then be queued without being known.
+        with outside_any_job(), stop_signals_blocked():
             sent = executor.submit_array(tasks)
     except FailedJobError as error:
         if config.snapshot:

@@ -127,8 +127,11 @@ def wait_for(
             view.update()
             _sleep(poll_s, stop_signal)
     if stop_signal():
-        ids = " ".join(sorted({each.job_id for each in waiting}))
-        print(f"no longer waiting; the jobs go on. To end them: scancel {ids}", file=sys.stderr)
+        if waiting:
+            ids = " ".join(sorted({each.job_id for each in waiting}))
+            print(f"no longer waiting; the jobs go on. To end them: scancel {ids}", file=sys.stderr)
+        if unsent:
+            print(f"{len(unsent)} runs are not submitted; the same command submits them", file=sys.stderr)
         raise SystemExit(128 + stop_signal())
     return ended
 

@@ -5,20 +5,22 @@ import fcntl
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from launch import slurm, slurm_wait
+from launch import process, slurm, slurm_wait
 from launch.commit import ROOT, Code, current_code
 from launch.geometry import Geometry
 from launch.jobs import Job
 from launch.process import StopSignal
 from launch.slurm import submit
 from launch.slurm_config import SlurmConfig
-from launch.slurm_wait import Submitted, how_it_ended, wait_for
+from launch.slurm_wait import Submission, Submitted, how_it_ended, wait_for
 from normlab.config import ConfigError
 from normlab.run import Run
 from normlab.run_files import read_launch
@@ -91,6 +93,37 @@ def test_a_stop_signal_while_jobs_are_submitted_counts_and_their_ids_are_told(
     assert left.value.code == 130
     assert "scancel 71\n" in capsys.readouterr().err
     assert outside() == 0
+
+
+def test_ctrl_c_does_not_end_sbatch_which_is_in_the_terminals_foreground_too(commands, tmp_path):
+    commands(sbatch="kill -INT $$; kill -TERM $$; echo Submitted batch job 71")
+    with StopSignal():
+        (sent,) = submit(jobs(tmp_path, 1), SlurmConfig()).queued
+    assert sent.job_id == "71"
+
+
+def test_a_second_stop_signal_ends_a_submission_that_hangs(monkeypatch):
+    def hang(*_):
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.01)
+        pytest.fail("still there")
+
+    monkeypatch.setattr(process, "REPEATED_WITHIN_S", 0.0)
+    monkeypatch.setattr(slurm, "plan_jobs", lambda *_: [])
+    monkeypatch.setattr(slurm, "submit", hang)
+    with pytest.raises(InterruptedError), process.stop_signals_raise(InterruptedError):
+        slurm.sweep(None, None, [], SlurmConfig())
+
+
+def test_who_no_longer_waits_is_told_what_was_not_submitted(tmp_path, commands, capsys):
+    with StopSignal():
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            wait_for(Submission([], [], jobs(tmp_path, 1, seeds=2)), [], pytest.fail, poll_s=0.1)
+    said = capsys.readouterr().err
+    assert "2 runs are not submitted; the same command submits them\n" in said
+    assert "scancel" not in said
 
 
 def test_what_a_queued_run_comes_to_is_told_also_to_a_second_rerun(commands, tmp_path):
