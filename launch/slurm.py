@@ -200,6 +200,8 @@ def _submit_array(
     # Before sbatch, since this process may be killed after it: by submission and element the job is known again.
     for element, job in elements:
         _announce(job, {**about, "job_id": "", "element": element})
+        if len(packs[element]) > 1:  # it writes to a log of its own, from its first moment on
+            job.run.log_path.unlink(missing_ok=True)
     try:
         # Ctrl-C signals sbatch too, whose job would then be queued without being known.
         with outside_any_job(), stop_signals_blocked():
@@ -216,8 +218,8 @@ def _submit_array(
     for element, job in elements:
         job_id = str(sent[element].job_id)
         _announce(job, {**about, "job_id": job_id, "element": element})
-        job.run.log_path.unlink(missing_ok=True)
-        if len(packs[element]) == 1:  # else it writes to a log of its own
+        if len(packs[element]) == 1:
+            job.run.log_path.unlink(missing_ok=True)
             job.run.log_path.symlink_to(logs / f"{job_id}_0_log.err")
         print(f"{job.name}: SLURM job {job_id}", file=sys.stderr)
     return [Submitted(job, str(sent[element].job_id), logs) for element, job in elements]

@@ -104,6 +104,8 @@ def run_jobs(
 def start(job: Job, share: Share) -> ForkServerProcess:
     """Begin a job in a process of its own, forked from the fork server; its output goes to log.txt."""
     run = replace(job.run, config=replace(job.run.config, threads=share.threads))
+    if job.run.log_path.is_symlink():  # to the log of an earlier SLURM job, which may be gone
+        job.run.log_path.unlink()
     surroundings = Surroundings(job.run.log_path.absolute(), share.cuda_visible_devices)
     process = multiprocessing.get_context("forkserver").Process(
         target=local.run_job, args=(run.config, job.study, run, surroundings), name=job.name

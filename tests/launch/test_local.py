@@ -7,8 +7,12 @@ import time
 
 import pytest
 
+from launch import sweep
 from launch.local import _end, _first_to_fail
+from launch.packing import Share
+from tests.slurm.sweeps import job
 
+FORKSERVER = multiprocessing.get_context("forkserver")
 FORK = multiprocessing.get_context("fork")
 
 
@@ -59,3 +63,22 @@ def test_ranks_that_do_not_leave_in_time_are_killed_and_none_is_left(start):
     here.recv()
     _end(ranks, signal.SIGTERM, 0.2)
     assert [rank.exitcode for rank in ranks] == [-signal.SIGTERM, 3, -signal.SIGKILL, None]
+
+
+class Unstarted:
+    """In the place of a process."""
+
+    def __init__(self, **_):
+        pass
+
+    def start(self):
+        pass
+
+
+def test_a_job_does_not_write_to_the_log_of_an_earlier_slurm_job_which_may_be_gone(tmp_path, monkeypatch):
+    one = job(tmp_path, "seed=0")
+    one.run.directory.mkdir(parents=True)
+    one.run.log_path.symlink_to("/gone/71_0_0_log.err")
+    monkeypatch.setattr(FORKSERVER, "Process", Unstarted)
+    sweep.start(one, Share(threads=1))
+    assert not one.run.log_path.is_symlink()

@@ -360,6 +360,14 @@ def test_runs_share_jobs_as_many_as_are_allowed_and_fit_on_a_node(commands, tmp_
     assert [(one.run.config.threads, one.run.config.device.value) for one in task.jobs] == [(3, "cuda")] * 2
 
 
+def test_a_job_that_begins_before_its_submission_returns_keeps_the_logs_of_its_runs(commands, tmp_path):
+    two = jobs(tmp_path, 1, seeds=2)
+    write = "".join(f"echo it runs >{one.run.log_path}; " for one in two)
+    commands(sbatch=f"{write} echo Submitted batch job 71")
+    submit(two, SlurmConfig(runs_per_job=2))
+    assert [one.run.log_path.read_text() for one in two] == ["it runs\n"] * 2
+
+
 @pytest.mark.parametrize(("kind", "asked"), [(None, "gpu:2"), ("a100", "gpu:a100:2")])
 def test_gpus_can_be_asked_for_by_gres(kind, asked, commands, tmp_path):
     submit(jobs(tmp_path, 2), SlurmConfig(gpus_per_node=8, gpu_type=kind, use_gres=True))
