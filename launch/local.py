@@ -18,6 +18,7 @@ from typing import Any
 from launch.environment import spin_briefly
 from launch.process import (
     USER_ERROR,
+    StopSignal,
     Surroundings,
     end_with_parent,
     stop_signals_blocked,
@@ -143,8 +144,11 @@ def start_ranks(cfg: Config, study: str, run: Run, surroundings: Surroundings | 
     ]
     with stop_signals_raise(_Stopped):
         try:
-            for process in ranks:
-                process.start()
+            with StopSignal() as early:  # the ranks would wait for one that is never started, deaf to signals
+                for process in ranks:
+                    process.start()
+            if early():
+                raise _Stopped(signal.Signals(early()))
             failed = _first_to_fail(ranks)
             if failed is not None:
                 _end(ranks, signal.SIGTERM, FOLLOW_WITHIN_S)

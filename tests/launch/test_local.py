@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from launch import sweep
+from launch import local, sweep
 from launch.local import _end, _first_to_fail
 from launch.packing import Share
+from launch.process import StopSignal
 from tests.slurm.sweeps import job
 
 FORKSERVER = multiprocessing.get_context("forkserver")
@@ -65,20 +66,31 @@ def test_ranks_that_do_not_leave_in_time_are_killed_and_none_is_left(start):
     assert [rank.exitcode for rank in ranks] == [-signal.SIGTERM, 3, -signal.SIGKILL, None]
 
 
-class Unstarted:
-    """In the place of a process."""
+class Standin:
+    """In the place of a process, whose start a stop signal falls into."""
 
     def __init__(self, **_):
-        pass
+        self.pid = None
 
     def start(self):
-        pass
+        self.pid = 1
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_stop_signal_while_ranks_are_started_is_passed_on_to_all_of_them(tmp_path, monkeypatch):
+    two = job(tmp_path, "seed=0", world_size=2)
+    told = []
+    monkeypatch.setattr(FORKSERVER, "Process", Standin)
+    monkeypatch.setattr(local, "_end", lambda ranks, number, within_s: told.extend((r.pid, number) for r in ranks))
+    assert local.start_ranks(two.run.config, two.study, two.run) == 128 + signal.SIGTERM
+    assert told == [(1, signal.SIGTERM)] * 2
 
 
 def test_a_job_does_not_write_to_the_log_of_an_earlier_slurm_job_which_may_be_gone(tmp_path, monkeypatch):
     one = job(tmp_path, "seed=0")
     one.run.directory.mkdir(parents=True)
     one.run.log_path.symlink_to("/gone/71_0_0_log.err")
-    monkeypatch.setattr(FORKSERVER, "Process", Unstarted)
-    sweep.start(one, Share(threads=1))
+    monkeypatch.setattr(FORKSERVER, "Process", Standin)
+    with StopSignal():
+        sweep.start(one, Share(threads=1))
     assert not one.run.log_path.is_symlink()
