@@ -162,6 +162,8 @@ def _asked(*command: str) -> "subprocess.CompletedProcess[str]":
             answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
         except subprocess.TimeoutExpired:
             answer = subprocess.CompletedProcess(command, 1, "", "no answer within 10 s")
+        except OSError as error:  # a container without SLURM's commands
+            answer = subprocess.CompletedProcess(command, 1, "", str(error))
         if pause_s is None or not _BUSY.search(answer.stderr if answer.returncode else ""):
             break
         time.sleep(pause_s * random.uniform(0.5, 1.5))

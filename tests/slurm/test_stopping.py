@@ -1,5 +1,8 @@
 """What a job does that was told to stop, against stand-ins of SLURM's commands."""
 
+import os
+import subprocess
+
 import pytest
 
 from launch import rank, slurm_task
@@ -91,6 +94,13 @@ def test_a_requeue_is_tried_again_and_its_failure_is_told(stop, tmp_path):
     code, called, said = stop(scontrol=f"{busy}; exit 1")
     assert code == 1
     assert "error: the job could not be requeued: Socket timed out" in said
+
+
+def test_a_container_without_slurms_commands_says_that_it_cannot_requeue(stop, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: os.stat(f"/gone/{command[0]}"))
+    code, _, said = stop()
+    assert code == 1
+    assert "error: the job could not be requeued: [Errno 2] No such file or directory: '/gone/scontrol'" in said
 
 
 def test_a_job_of_several_runs_that_is_requeued_after_all_have_ended_leaves_at_once(tmp_path, monkeypatch):
