@@ -129,11 +129,11 @@ def _submit_groups(
     packed = {group: _split(members, config.runs_per_node(group[0])) for group, members in groups.items()}
     total = sum(map(len, packed.values()))
     for (geometry, study), packs in packed.items():
-        # Arrays of one sweep share its parallelism by their sizes.
-        limited = replace(config, array_parallelism=max(1, config.array_parallelism * len(packs) // total))
         size = cluster.max_array_size
         while packs and size:
             part = packs[:size]
+            # Arrays of one sweep share its parallelism by their sizes.
+            limited = replace(config, array_parallelism=max(1, config.array_parallelism * len(part) // total))
             try:
                 sent = _submit_array(part, geometry, study, limited, output_dir, cluster)
             except _LimitReached as error:

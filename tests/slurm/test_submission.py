@@ -267,10 +267,10 @@ def test_an_array_is_no_larger_than_the_site_allows_and_arrays_share_what_may_ru
         sbatch=sbatch_with_room(tmp_path, 100),
         scontrol="echo 'MaxArraySize            = 3'",
     )
-    submit(jobs(tmp_path, 1, seeds=4) + jobs(tmp_path, 2, seeds=2), SlurmConfig(array_parallelism=3))
+    submit(jobs(tmp_path, 1, seeds=5) + jobs(tmp_path, 2, seeds=5), SlurmConfig(array_parallelism=7))
     scripts = [path.read_text() for path in tmp_path.glob("runs/.slurm/*/*_submission.sh")]
     arrays = sorted(re.findall(r"--array=(\S+)", text) or ["alone"] for text in scripts)
-    assert arrays == [["0-1%1"], ["0-2%2"], ["alone"]]
+    assert arrays == [["0-1%1"], ["0-1%1"], ["0-2%2"], ["0-2%2"]]
 
 
 def test_a_submission_that_was_cut_off_is_known_by_its_comment_and_element(commands, tmp_path):
