@@ -30,11 +30,14 @@ from statistics import median
 from typing import Any
 
 from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from launch.cluster import this_cluster
 from launch.environment import rank_environment
 from launch.geometry import Geometry
-from launch.process import USER_ERROR
+from launch.process import USER_ERROR, StopSignal, stop_signals_blocked
 from launch.slurm import outside_any_job
 from launch.slurm_config import SlurmConfig
 from launch.slurm_wait import GRACE_S, last_words
@@ -88,8 +91,14 @@ def on_this_machine(output_dir: Path) -> Iterator[Finding]:
 def in_a_job(config: SlurmConfig, output_dir: Path) -> Iterator[Finding]:
     """What two ranks of a job find, on two nodes or on one.
 
-    Raises: ConfigError if sbatch refuses it, or output_dir cannot be written.
+    A stop signal ends the job too.
+    Raises: ConfigError if sbatch refuses it, or output_dir cannot be written; SystemExit for a stop signal.
     """
+    with StopSignal(second_ends=True) as stop_signal:
+        yield from _findings_of_job(config, output_dir, stop_signal)
+
+
+def _findings_of_job(config: SlurmConfig, output_dir: Path, stop_signal: StopSignal) -> Iterator[Finding]:
     folder = output_dir / ".slurm" / f"doctor-{uuid.uuid4().hex[:8]}"
     with writable(str(output_dir)):
         folder.mkdir(parents=True)
@@ -105,6 +114,10 @@ def in_a_job(config: SlurmConfig, output_dir: Path) -> Iterator[Finding]:
             yield Finding(None, f"job {job_id} is pending: {pending}")
         if queue is not None and job is None:
             gone_at = min(gone_at, time.monotonic())
+        if stop_signal():
+            _answer("scancel", job_id)
+            print(f"job {job_id} is cancelled; its logs: {folder}", file=sys.stderr)
+            raise SystemExit(128 + stop_signal())
         time.sleep(min(1.0, config.poll_s))
     if len(found) < 2:
         yield Finding(False, f"job {job_id} ended early: {last_words(folder, job_id)}; its logs: {folder}")
@@ -132,7 +145,7 @@ def _submit_hello(config: SlurmConfig, folder: Path) -> tuple[str, int, str]:
         executor = SlurmExecutor(folder, python=config.python)
         executor.update_parameters(**config.sbatch_parameters(geometry, "normlab-doctor", folder.name))
         try:
-            with outside_any_job():
+            with outside_any_job(), stop_signals_blocked():  # Ctrl-C signals sbatch too
                 sent = executor.submit(Hello(folder, gpus > 0))
         except FailedJobError as error:
             refused = " ".join(str(error).split())
@@ -261,8 +274,13 @@ def _settings(words: Sequence[str]) -> SlurmConfig:
         key, is_one, value = word.removeprefix("hydra.launcher.").partition("=")
         if not is_one or key not in known:
             raise ConfigError(f"{word} is no key=value of hydra.launcher; docs/slurm.md lists its keys.")
-        given[key] = parse_yaml(value)
-    return SlurmConfig(**given)
+        try:
+            given[key] = parse_yaml(value)
+            OmegaConf.merge(SlurmConfig, given)
+        except (ValueError, YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError(f"hydra.launcher.{key}={value}: {str(error).splitlines()[0]}") from None
+    settings: SlurmConfig = OmegaConf.to_object(OmegaConf.merge(SlurmConfig, given))  # type: ignore[assignment]
+    return settings
 
 
 def main() -> None:

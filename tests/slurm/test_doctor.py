@@ -82,6 +82,8 @@ def test_where_slurm_is_not_to_be_had_no_job_is_tried(monkeypatch, tmp_path, cap
     [
         ("partiton=gpu", "partiton=gpu is no key=value of hydra.launcher"),
         ("gpus_per_node=-1", "hydra.launcher.gpus_per_node=-1"),
+        ("gpus_per_node=two", "hydra.launcher.gpus_per_node=two: Value 'two' of type 'str'"),
+        ("setup=[", "hydra.launcher.setup=[: while parsing"),
     ],
 )
 def test_a_mistake_is_one_line(word, error, monkeypatch, capsys):
@@ -90,3 +92,20 @@ def test_a_mistake_is_one_line(word, error, monkeypatch, capsys):
         doctor.main()
     assert left.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: {error}")
+
+
+def test_ctrl_c_ends_the_job_too(commands, monkeypatch, tmp_path, capsys):
+    cancelled = tmp_path / "cancelled"
+    line = f'echo "71|PENDING|Resources|$(basename {tmp_path}/runs/.slurm/*)"; kill -INT $PPID'
+    commands(
+        sbatch="echo Submitted batch job 71",
+        squeue=f"if [ -d {tmp_path}/runs/.slurm ]; then {line}; fi",
+        scancel=f"echo $* >{cancelled}",
+        scontrol="",
+    )
+    monkeypatch.setattr(sys, "argv", ["doctor", "--output-dir", str(tmp_path / "runs"), "poll_s=0.01"])
+    with pytest.raises(SystemExit) as left:
+        doctor.main()
+    assert left.value.code == 130
+    assert cancelled.read_text() == "71\n"
+    assert "job 71 is cancelled" in capsys.readouterr().err
