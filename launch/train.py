@@ -81,7 +81,7 @@ def start(cfg: Config, study: str) -> tuple[int, Run]:
 
 def complain(message: str) -> int:
     """Say it once for all ranks. Returns the exit code."""
-    if os.environ.get("RANK", "0") == "0":
+    if (rank_environment(os.environ) or {}).get("RANK", "0") == "0":
         print(f"error: {message}", file=sys.stderr)
     return USER_ERROR
 
@@ -115,12 +115,7 @@ def call_hydra() -> int:
     """Train, or sweep. Returns the exit code."""
     try:
         sys.argv[1:] = check_command(sys.argv[1:])
-        try:
-            app()
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:  # as in --help | head, whose reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        app()
     except SystemExit as left:
         return int(left.code or 0)
     except ConfigError as error:

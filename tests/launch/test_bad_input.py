@@ -1,6 +1,7 @@
 """A user's mistake is one line, exit code 2, and nothing left behind; before any rank starts."""
 
 import os
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from PIL import Image
 from launch import train
 from normlab.config.norm import BatchNormConfig
 from normlab.config.schema import plain
+from tests.processes import TRAIN
 from tests.runs import directory_of, typed
 
 ONE_LINE = [
@@ -207,15 +209,10 @@ def test_a_sweep_into_a_folder_that_cannot_be_written_is_one_line(folder, run_tr
     assert line.startswith(f"error: output_dir={folder} cannot be written: ")
 
 
-def test_help_may_be_read_by_head(monkeypatch, tmp_path):
-    reader, writer = os.pipe()
-    os.close(reader)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
-    with os.fdopen(writer, "w") as closed:
-        monkeypatch.setattr(sys, "stdout", closed)
-        train.main()
-    GlobalHydra.instance().clear()
+def test_help_may_be_read_by_head(tmp_path):
+    command = f"{sys.executable} {TRAIN} --help | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 SAVED = [
@@ -263,3 +260,12 @@ def test_a_world_size_that_contradicts_the_jobs_names_both(run_train, monkeypatc
     code, err = run_train("world_size=4")
     assert code == 2
     assert "world_size=4 contradicts the 2 ranks" in err
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_mistake_is_said_by_one_task_of_a_slurm_step(rank, run_train, monkeypatch):
+    step = {"STEP_NUM_TASKS": 2, "PROCID": rank, "LOCALID": rank, "STEP_TASKS_PER_NODE": 2, "NODEID": 0}
+    for key, value in (step | {"STEP_NODELIST": "n1", "JOB_ID": 7, "STEP_ID": 0}).items():
+        monkeypatch.setenv(f"SLURM_{key}", str(value))
+    code, err = run_train("world_size=4")
+    assert (code, err.count("world_size=4 contradicts the 2 ranks")) == (2, 1 - rank)
