@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from normlab.run import Run
+from normlab.targets import said_in
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LAUNCHER_NOTICES_WITHIN_S = 5.0
@@ -27,7 +28,7 @@ def report_failure(error: Exception, rank: int, run: Run | None, stop_signal: Ca
     Call it where the error is handled. A rank that fails because another has gone is not the cause: it waits until
     the launcher has noticed the other one and tells this one to stop.
     """
-    cause, trace = f"rank {rank}: {error}", traceback.format_exc()
+    cause, trace = f"rank {rank}: {_in_words(error, run)}", traceback.format_exc()
     said = f"rank {rank}:\n{trace}"
     if run is not None and (full := _no_room(error)):
         cause = said = f"error: rank {rank}: {_what_to_do(full, run)}"
@@ -41,6 +42,13 @@ def report_failure(error: Exception, rank: int, run: Run | None, stop_signal: Ca
         said = f"error: {cause}"
     if run is None or run.fail(cause.removeprefix("error: "), trace):
         print(said, file=sys.stderr)
+
+
+def _in_words(error: Exception, run: Run | None) -> str:
+    """With its type and place where it has no words, or where they may be of the user's own code."""
+    sections = [] if run is None else [run.config.model, run.config.data, run.config.norm]
+    has_own_code = any(getattr(section, "target", None) for section in sections)
+    return said_in(error) if has_own_code or not str(error) else str(error)
 
 
 def _no_room(error: BaseException) -> OSError | None:

@@ -1,7 +1,9 @@
 """What a rank says, and records, of its end."""
 
+import re
 import resource
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from launch.failure import report_failure
 from launch.rank import run_rank
 from normlab import checkpoint
+from normlab.config.model import CustomModelConfig
 from tests.runs import TINY, directory_of
 
 GLOO = (
@@ -56,6 +59,19 @@ def raised(error: Exception, run, stop_signal=lambda: 15) -> None:
         raise error
     except Exception as caught:
         report_failure(caught, 0, run, stop_signal)
+
+
+def test_a_late_error_of_the_users_own_code_is_named_with_its_type_and_line(tmp_path):
+    run = directory_of([*TINY, f"output_dir={tmp_path}"], 1)
+    run = replace(run, config=replace(run.config, model=CustomModelConfig(target="my_nets:build")))
+    run.create()
+    raised(KeyError("pixels"), run)
+    assert re.fullmatch(r"rank 0: KeyError at tests/launch/test_failure\.py:\d+: 'pixels'", run.result()["error"])
+
+
+def test_an_error_without_words_is_named_by_its_type(failed_run):
+    raised(AssertionError(), failed_run)
+    assert failed_run.result()["error"].startswith("rank 0: AssertionError at ")
 
 
 def test_what_was_saved_before_a_disk_was_full_is_named(failed_run, capsys):
