@@ -264,8 +264,8 @@ def main_metric(job: Job, result: Mapping[str, Any]) -> str:
 def announce(run: Run, launch: Mapping[str, Any]) -> None:
     """Write to launch.json which process will train the run; `launch.status` and result.json show it.
 
-    {"launcher": "local", "host": ..., "pid": ...} or {"launcher": "slurm", "job_id": "12_3", ...}, with
-    "total_samples" (for the remaining time) and whatever else the launcher keeps.
+    {"launcher": "local", "host": ..., "pid": ..., "began": ...} or {"launcher": "slurm", "job_id": "12_3", ...},
+    with "total_samples" (for the remaining time) and whatever else the launcher keeps.
     Raises: ConfigError if the directory cannot be written.
     """
     with writable(run.config.output_dir):

@@ -29,6 +29,7 @@ from launch.jobs import (
 from launch.packing import Machine, Share, world_size
 from launch.process import RUN_IS_BUSY, StopSignal, Surroundings
 from launch.table import SweepView
+from normlab.run_state import began_at
 
 LOOK_EVERY_S = 0.25
 
@@ -51,8 +52,9 @@ def sweep(
     jobs = plan_jobs(master_config, config_loader, sweep_overrides)
     machine = Machine.here(jobs, jobs_per_gpu)
     left, skipped = to_train(jobs, retry_failed=retry_failed)
+    pid = os.getpid()
+    here = {"launcher": "local", "host": socket.gethostname(), "pid": pid, "began": began_at(pid)}
     for job in left:
-        here = {"launcher": "local", "host": socket.gethostname(), "pid": os.getpid()}
         announce(job.run, {**here, "overrides": job.overrides, "total_samples": job.total_samples})
     with StopSignal(second_ends=True) as stop_signal, SweepView(jobs) as view:
         for ended in skipped:

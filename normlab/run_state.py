@@ -99,7 +99,19 @@ def _lives_here(launch: Mapping[str, Any]) -> bool:
     try:
         os.kill(launch["pid"], 0)
     except PermissionError:  # it lives, and is another user's
-        return True
+        pass
     except (ProcessLookupError, OverflowError):
         return False
-    return True
+    return launch.get("began", "") in ("", began_at(launch["pid"]))
+
+
+def began_at(pid: int) -> str:
+    """When a process began, in ticks since the machine did, which tells it from a later one with its number.
+
+    Empty where /proc does not tell.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[19]  # the 22nd field; the 2nd, a name in parentheses, may hold spaces

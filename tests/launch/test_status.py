@@ -18,7 +18,7 @@ from launch.status import main, read_status, status_table
 from normlab.console import duration, plain_console
 from normlab.run import name_run
 from normlab.run_files import read_progress
-from normlab.run_state import STATES
+from normlab.run_state import STATES, began_at
 from normlab.squeue import QueuedJob
 from tests.processes import ROOT
 from tests.runs import typed
@@ -84,6 +84,18 @@ def test_a_run_waits_for_its_turn_while_its_sweep_lives_and_is_begun_or_not_afte
     (run.directory / "checkpoint.previous.pt").touch()
     status = read_status(run.directory, {})
     assert (status.state, "goes on from its checkpoint" in status.detail) == ("stale", True)
+
+
+def test_a_later_process_with_a_sweeps_number_is_not_that_sweep(make_run):
+    run = make_run()
+    with subprocess.Popen(["sleep", "100"]) as later:
+        before, began = began_at(os.getpid()), began_at(later.pid)
+        announce(run, {**HERE, "pid": later.pid, "began": began})
+        assert read_status(run.directory, {}).state == "queued"
+        announce(run, {**HERE, "pid": later.pid, "began": before})
+        assert read_status(run.directory, {}).state == "stale"
+        later.kill()
+    assert 0 < int(before) < int(began)
 
 
 def test_a_run_that_was_planned_and_never_began_is_not_stale(make_run):
