@@ -102,7 +102,8 @@ def _lives_here(launch: Mapping[str, Any]) -> bool:
         pass
     except (ProcessLookupError, OverflowError):
         return False
-    return launch.get("began", "") in ("", began_at(launch["pid"]))
+    began = began_at(launch["pid"])
+    return not began or launch.get("began", began) == began
 
 
 def began_at(pid: int) -> str:
@@ -111,7 +112,9 @@ def began_at(pid: int) -> str:
     Empty where /proc does not tell.
     """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return ""
-    return stat.rpartition(")")[2].split()[19]  # the 22nd field; the 2nd, a name in parentheses, may hold spaces
+    return (
+        stat.rpartition(b")")[2].split()[19].decode()
+    )  # the 22nd field; the 2nd, a name in parentheses, may hold spaces
