@@ -188,7 +188,8 @@ def _submit_array(
             "or set hydra/launcher=local."
         ) from None
     jobs = [job for pack in packs for job in pack]
-    source = take_snapshot(logs, jobs, cluster.name) if config.snapshot else ROOT
+    with writable(str(output_dir)):
+        source = take_snapshot(logs, jobs, cluster.name) if config.snapshot else ROOT
     asked = geometry.of_runs(max(map(len, packs)))
     executor.update_parameters(**config.sbatch_parameters(asked, study, submission, source))
     code = current_code()

@@ -23,13 +23,23 @@ def take_snapshot(folder: Path, jobs: Sequence[Job], cluster: str) -> Path:
     snapshot = folder / FOLDER
     for name in ("launch", "normlab", "conf"):
         if (ROOT / name).is_dir():  # conf/ lies in normlab/ where normlab is installed
-            shutil.copytree(ROOT / name, snapshot / name, ignore=shutil.ignore_patterns("__pycache__"))
+            _copy_tree(ROOT / name, snapshot / name)
     for file in _own_modules(jobs):
         copy = snapshot / OWN_MODULES.name / file.relative_to(Path.cwd())
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(file, copy)
     (snapshot / NOTE).write_text(json.dumps({**asdict(current_code()), "cluster": cluster}))
     return snapshot
+
+
+def _copy_tree(folder: Path, copy: Path) -> None:
+    try:
+        # Emacs keeps a dangling link, .#name, beside a file that is being edited.
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(folder, copy, ignore=ignored, ignore_dangling_symlinks=True)
+    except shutil.Error as error:  # a list of all files that could not be copied
+        _, _, why = error.args[0][0]
+        raise OSError(0, why) from None
 
 
 def _own_modules(jobs: Sequence[Job]) -> set[Path]:

@@ -102,3 +102,16 @@ def test_the_place_of_an_error_in_a_copied_module_is_told(copy, tmp_path, monkey
     env = {**os.environ, "PYTHONPATH": str(copy)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert "RuntimeError at my_nets.py:2: no" in done.stderr
+
+
+def test_an_editors_dangling_link_is_not_copied_and_what_cannot_be_is_said_in_words(tmp_path, monkeypatch):
+    tree = tmp_path / "tree/launch"
+    tree.mkdir(parents=True)
+    (tree / "edited.py").touch()
+    (tree / ".#edited.py").symlink_to("me@host.1234:5678")
+    monkeypatch.setattr(snapshot, "ROOT", tree.parent)
+    assert [path.name for path in (take_snapshot(tmp_path / "copy", [], "") / "launch").iterdir()] == ["edited.py"]
+    os.mkfifo(tree / "pipe")
+    with pytest.raises(OSError, match="pipe` is a named pipe") as refused:
+        take_snapshot(tmp_path / "again", [], "")
+    assert "is a named pipe" in refused.value.strerror

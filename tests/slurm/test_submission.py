@@ -286,6 +286,13 @@ def test_a_submission_that_was_cut_off_is_known_by_its_comment_and_element(comma
     assert [each.job_id for each in submit(two, SlurmConfig()).queued] == ["81_0", "81_1"]
 
 
+def test_a_folder_of_submissions_that_cannot_be_written_is_a_mistake(commands, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/.slurm").touch()
+    with pytest.raises(ConfigError, match=r"output_dir=.* cannot be written: .*\.slurm"):
+        submit(jobs(tmp_path, 1), SlurmConfig())
+
+
 def test_what_is_noted_before_sbatch_goes_if_it_refuses(commands, tmp_path):
     fresh, stopped = jobs(tmp_path, 1, seeds=2)
     stopped.run.directory.mkdir(parents=True)
