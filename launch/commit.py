@@ -33,6 +33,9 @@ def current_code(root: Path = ROOT) -> Code:
         note = json.loads((root / NOTE).read_bytes())
         return Code(note["commit"], note["diff"])
     try:
+        _git(
+            root, "ls-files", "--error-unmatch", "."
+        )  # else another project's, in whose folder normlab is installed
         commit = _git(root, "rev-parse", "HEAD").decode().strip()
         diff = _git(root, "diff", "HEAD")
     except (OSError, subprocess.CalledProcessError):

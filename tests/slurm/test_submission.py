@@ -485,6 +485,9 @@ def test_a_tree_that_changes_changes_its_code(tmp_path):
     (tmp_path / "file").write_text("3")
     assert "" not in (once.diff, current_code(tmp_path).diff)
     assert once.diff != current_code(tmp_path).diff
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv/installed.py").touch()
+    assert current_code(tmp_path / "venv") == Code()  # what is installed there is not that project's
 
 
 def test_submission_imports_no_torch():
