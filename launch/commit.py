@@ -33,9 +33,8 @@ def current_code(root: Path = ROOT) -> Code:
         note = json.loads((root / NOTE).read_bytes())
         return Code(note["commit"], note["diff"])
     try:
-        _git(
-            root, "ls-files", "--error-unmatch", "."
-        )  # else another project's, in whose folder normlab is installed
+        # Fails where the repository is another project's, in whose folder normlab is installed.
+        _git(root, "ls-files", "--error-unmatch", ".")
         commit = _git(root, "rev-parse", "HEAD").decode().strip()
         diff = _git(root, "diff", "HEAD")
     except (OSError, subprocess.CalledProcessError):

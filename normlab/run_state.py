@@ -115,6 +115,5 @@ def began_at(pid: int) -> str:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return ""
-    return (
-        stat.rpartition(b")")[2].split()[19].decode()
-    )  # the 22nd field; the 2nd, a name in parentheses, may hold spaces
+    # The 22nd field; the 2nd, a name in parentheses, may hold spaces.
+    return stat.rpartition(b")")[2].split()[19].decode()

@@ -129,7 +129,7 @@ def test_what_holds_no_weights_is_refused(tmp_path, content):
         path.write_bytes(content)
     else:
         torch.save([1, 2] if content == "a list" else {"model": resnet()}, path)
-    with pytest.raises(ConfigError, match=r"odd\.pth .*choose another model\.init_from") as raised:
+    with pytest.raises(ConfigError, match=r"odd\.pth.*choose another model\.init_from") as raised:
         load(resnet(), path)
     assert "\n" not in str(raised.value)
 
@@ -144,7 +144,7 @@ def test_a_file_without_checksums_is_refused_where_it_is_torn_or_no_longer_makes
     whole = path.read_bytes()
     for end in (0, 9, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:end])
-        with pytest.raises(ConfigError, match=r"odd\.pth .*choose another model\.init_from") as raised:
+        with pytest.raises(ConfigError, match=r"odd\.pth.*choose another model\.init_from") as raised:
             load(resnet(), path)
         assert "\n" not in str(raised.value)
     for place in range(2, 60):  # of the beginning, which says what follows
