@@ -91,14 +91,14 @@ class Decode(Enum):
 @choice("image_folder")
 @dataclass(kw_only=True)
 class ImageFolderConfig(DataConfig):
-    """Class folders of images under train/ and test/ (or val/)."""
+    """Class folders of images under train/ and test/ (or val/, or both)."""
 
     builder = "normlab.data.image_folder:read"
 
     name: str = "image_folder"
 
     root: str | None = setting(None, identity=False)
-    """Folder that holds train/<class>/ and test/<class>/ (or val/<class>/)."""
+    """Folder that holds train/<class>/ and test/<class>/ (or val/<class>/, or both)."""
 
     decode: Decode = Decode.cache
     """cache: every file once, before the first run; stream: each picture whenever it is needed, for data that are

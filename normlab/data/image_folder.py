@@ -64,11 +64,12 @@ class Listing:
 
 
 def read(cfg: ImageFolderConfig, tell: Tell) -> Source:
-    """Train and test images of cfg.root: out of the cache, which is made first where it is missing, or streamed.
+    """Train, test and val of cfg.root: out of the cache, which is made first where it is missing, or streamed.
 
+    Where there is but one of test and val, it is test.
     Raises: ConfigError, naming the folder or file that stands in the way.
     """
-    root = data_root(cfg.root, "train/<class>/ and test/<class>/ (or val/<class>/)")
+    root = data_root(cfg.root, "train/<class>/ and test/<class>/ (or val/<class>/, or both)")
     found = listed(cfg, root, partial(_look, root))
     listings = {split: Listing(**listing) for split, listing in found.items()}
     notes = _describe(root, listings)
@@ -82,18 +83,21 @@ def read(cfg: ImageFolderConfig, tell: Tell) -> Source:
 
 
 def _look(root: Path) -> dict[str, dict[str, Any]]:
-    """The listings of train and test."""
-    there = held_out_folders(root)
-    if not there:
+    """The listings of train, test and, if there is one beside test, val."""
+    held_out = held_out_folders(root)
+    if not held_out:
         raise ConfigError(f"data.root={root} has neither test/ nor val/; put the test images under one of them.")
-    held_out = there[0]
-    train, test = _list(root, "train"), _list(root, held_out)
-    unknown = sorted(set(test.classes) - set(train.classes))
-    if unknown:
-        raise ConfigError(
-            f"data.root={root}: class {unknown[0]} is in {held_out}/ but not in train/; add it or remove it."
-        )
-    return {"train": vars(train), "test": vars(_with_labels_of(train.classes, test))}
+    train = _list(root, "train")
+    listings = {"train": train}
+    for split, name in zip(("test", "val"), held_out, strict=False):
+        listing = _list(root, name)
+        unknown = sorted(set(listing.classes) - set(train.classes))
+        if unknown:
+            raise ConfigError(
+                f"data.root={root}: class {unknown[0]} is in {name}/ but not in train/; add it or remove it."
+            )
+        listings[split] = _with_labels_of(train.classes, listing)
+    return {split: vars(listing) for split, listing in listings.items()}
 
 
 def _list(root: Path, split: str) -> Listing:
@@ -130,13 +134,11 @@ def _with_labels_of(classes: list[str], listing: Listing) -> Listing:
 def _describe(root: Path, listings: dict[str, Listing]) -> tuple[str, ...]:
     """What was found, so that a folder that is not a class is seen before anything is trained."""
     classes = listings["train"].classes
-    counts = {split: np.bincount(listing.labels, minlength=len(classes)) for split, listing in listings.items()}
-    shown = [f"{name} {counts['train'][i]} + {counts['test'][i]}" for i, name in enumerate(classes[:SHOWN])]
+    counts = [np.bincount(listing.labels, minlength=len(classes)) for listing in listings.values()]
+    shown = [f"{name} {' + '.join(str(of[i]) for of in counts)}" for i, name in enumerate(classes[:SHOWN])]
     more = ["..."] if len(classes) > SHOWN else []
-    found = (
-        f"{root}: {len(classes)} classes, {len(listings['train'].paths)} training and "
-        f"{len(listings['test'].paths)} test images: {', '.join(shown + more)}"
-    )
+    *first, last = (f"{of.sum()} {split}" for of, split in zip(counts, ("training", "test", "val"), strict=False))
+    found = f"{root}: {len(classes)} classes, {', '.join(first)} and {last} images: {', '.join(shown + more)}"
     names = {name.lower(): name for name in classes}
     pictures, masks = (sorted(names.keys() & known) for known in (OF_PICTURES, OF_MASKS))
     if not (pictures and masks):
@@ -150,16 +152,18 @@ def _describe(root: Path, listings: dict[str, Listing]) -> tuple[str, ...]:
 
 def _streamed(listings: dict[str, Listing], size: int) -> Source:
     """The images as they are in their files, none of which is decoded here."""
-    train, test = (
-        StreamedImages(listing.paths, torch.tensor(listing.labels), size) for listing in listings.values()
-    )
+    splits = {
+        split: StreamedImages(listing.paths, torch.tensor(listing.labels), size)
+        for split, listing in listings.items()
+    }
     return Source(
-        train,
-        test,
+        splits["train"],
+        splits["test"],
         listings["train"].classes,
         _fingerprint(listings),
         torch.tensor(IMAGENET_MEAN, dtype=torch.float64),
         torch.tensor(IMAGENET_STD, dtype=torch.float64),
+        val=splits.get("val"),
     )
 
 
@@ -206,7 +210,8 @@ def _open(folder: Path, *, listings: dict[str, Listing], size: int) -> Source:
     """What _build made, memory-mapped. Raises: DamagedError."""
     sizes = {split: len(listing.paths) for split, listing in listings.items()}
     source = open_images(folder, CACHE_VERSION, sizes, size, listings["train"].classes)
-    for found, listing in zip((source.train, source.test), listings.values(), strict=True):
+    for split, listing in listings.items():
+        found = getattr(source, split)
         assert isinstance(found, LabelledImages)
         if found.labels_B.tolist() != listing.labels:
             raise DamagedError(f"{folder} has other labels")

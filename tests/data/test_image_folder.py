@@ -208,6 +208,22 @@ def test_val_serves_where_there_is_no_test(root, read):
     assert len(read().val) == 4
 
 
+@pytest.mark.parametrize("decode", list(Decode))
+def test_val_beside_test_is_val_and_test_is_for_the_end(root, read, decode):
+    shutil.copytree(root / "test", root / "val")
+    shutil.rmtree(root / "val/cat")
+    data = read(decode=decode)
+    assert data.eval_split == "val"
+    assert data.val.labels_B.tolist() == [1, 1]
+    assert data.test.labels_B.tolist() == [0, 0, 1, 1]
+    index_B = torch.arange(2)
+    assert torch.equal(data.val.take(index_B)[0], data.test.take(index_B + 2)[0])
+    assert data.notes[0].endswith("2 classes, 6 training, 4 test and 2 val images: cat 3 + 2 + 0, dog 3 + 2 + 2")
+    shutil.copytree(root / "val/dog", root / "val/fox")
+    with pytest.raises(ConfigError, match="class fox is in val/ but not in train/"):
+        read(decode=decode)
+
+
 def test_labels_of_test_are_those_of_train_where_test_lacks_a_class(root, read):
     shutil.rmtree(root / "test/cat")
     assert read().val.labels_B.tolist() == [1, 1]
