@@ -140,6 +140,11 @@ def _sample(cfg: CustomDataConfig, given: Given, split: str, index: int) -> tupl
     if label < 0 or (given.classes is not None and label >= len(given.classes)):
         known = f"0 to {len(given.classes) - 1}, which classes names" if given.classes else "at least 0"
         raise ConfigError(f"{where} has the label {label}; let it be {known}.")
+    if given.classes is None and label >= (total := sum(given.counts.values())):
+        raise ConfigError(
+            f"{where} has the label {label}, but there are {total} pictures; number the classes from 0, or give "
+            "classes."
+        )
     return as_square(pixels, cfg.image_size), label
 
 

@@ -42,6 +42,7 @@ class Pictures:
             "name": (pixels, "cat"),
             "negative": (pixels, -1),
             "high": (pixels, 7),
+            "id": (pixels, 2**70 + index),
             "zero": (pixels, 0),
             "three": (pixels, 0, "a.png"),
         }
@@ -159,6 +160,7 @@ def test_the_fingerprint_is_of_what_was_read_and_not_of_how(module):
             "load high data.args.classes=[a,b]",
             r"train\[0\] has the label 7; let it be 0 to 1, which classes names",
         ),
+        ("load id", r"train\[0\] has the label 1180591620717411303424, but there are 11 pictures; number the cla"),
         ("load PIL data.args.classes=abc", r"gave classes='abc', which is one text; let it be a list of names"),
         ("load zero", r"every label is 0, so there is nothing to learn; give at least 2 classes"),
         ("load three", r"train\[0\] is a tuple of 3; let it be \(picture, label\)"),
