@@ -45,8 +45,8 @@ class Stopped(Exception):
 def in_rounds(batches: Iterator[T], ranks: Ranks, stop_signal: Callable[[], int]) -> Iterator[T]:
     """This rank's batches, one per round, until no rank has any left.
 
-    Ranks have unequal numbers of batches, and a signal reaches them at different moments. Before each round they
-    agree, so that all go on or all stop there. Collective: every rank must exhaust it.
+    Ranks have unequal numbers of batches, and receive signals at different moments, so before each round they
+    agree whether to go on or to stop. Collective: every rank must exhaust it.
     Raises: Stopped, on all ranks.
     """
     for batch in chain(batches, repeat(None)):
@@ -70,9 +70,9 @@ def evaluate(
 ) -> torch.Tensor:
     """The task's sums over the samples of all ranks' `batches`.
 
-    `module` is the one inside DDP, whose own forward would wait for ranks that have fewer batches. `buffers`
+    `module` is the one inside DDP, since DDP's forward would wait for ranks that have fewer batches. `buffers`
     replace the module's own, which are not changed; train mode is restored.
-    Collective: every rank must call it, and arrives once its batches are done.
+    Collective: every rank must call it; each takes part once its batches are done.
     """
     sums = task.zero_sums(ranks.device)
     with evaluating(module), numerics.autocast:
@@ -94,7 +94,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 class Evaluator:
-    """Evaluates a run, with the running statistics of its policy. Collective: every rank must call its methods."""
+    """Evaluates a run with its policy's running statistics. Collective: every rank must call its methods."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Evaluator:
         inputs: Inputs,
         norm_names: Sequence[str] = (),
     ) -> None:
-        """`norm_names`: the layers that `diagnose` looks at."""
+        """`norm_names`: the layers that `diagnose` examines."""
         self.module, self.cfg, self.dataset, self.ranks = module, cfg, dataset, ranks
         self.task, self.inputs, self.norm_names = task, inputs, norm_names
         self.numerics = inputs.numerics
@@ -120,7 +120,7 @@ class Evaluator:
         return buffers | self.chosen(statistics), statistics.spread()
 
     def chosen(self, statistics: RankStatistics) -> Buffers:
-        """The running statistics (C,) of each layer, which the policy makes from those of all ranks."""
+        """Each layer's running statistics (C,), computed by the policy from those of all ranks."""
         assert isinstance(self.cfg.norm, BatchStatisticsConfig)
         match self.cfg.norm.running_stats:
             case RunningStats.rank0:
@@ -132,7 +132,7 @@ class Evaluator:
         return as_buffers(self.module, *chosen)
 
     def _precise(self, norm: BatchStatisticsConfig) -> tuple[torch.Tensor, torch.Tensor]:
-        # No stop signal is looked at, since the checkpoint that it asks for needs these statistics.
+        # Stop signals are ignored here: the checkpoint that they ask for needs these statistics.
         chunks = self._chunks(self.dataset.train, norm.precise_samples, lambda: 0)
         images = (images_BCHW for images_BCHW, _ in chunks)
         return precise_statistics(
@@ -168,7 +168,7 @@ class Evaluator:
         They are measured on a few samples of train, unaugmented. val/train_mode_gap is the main metric on as many
         samples of val in train mode (statistics of chunks of NBS samples) minus that in eval mode, on the same
         pictures, cut to the size for training. It is left out if val has no whole chunk. Nothing is
-        measured for a user's own norm that needs other ranks, since each rank has its own number of batches here.
+        measured for a user's own norm that needs other ranks, since ranks have different numbers of batches here.
         Source: the gap between modes: Wu & Johnson 2021, arXiv:2105.07576, section 4.
         """
         if isinstance(self.cfg.norm, CustomNormConfig) and self.cfg.norm.needs_ranks:
@@ -211,7 +211,7 @@ class Evaluator:
         """The metrics of val, the main metric on training samples and, if `final`, the metrics of test.
 
         `val_sums` keeps the sums behind the metrics of val.
-        Raises: Stopped between two batches, once a rank has a stop signal.
+        Raises: Stopped between two batches, once any rank has a stop signal.
         """
         self.val_sums = self.split(self.dataset.val, buffers, stop_signal)
         limit = self.cfg.eval_train_samples
@@ -225,7 +225,7 @@ class Evaluator:
         return metrics
 
     def pictures(self, buffers: Buffers) -> dict[str, Callable[[], np.ndarray]]:
-        """Name -> function that draws it, from the last metrics; none but for segmentation. Not a collective."""
+        """Name -> function that draws it, from the last metrics; empty except for segmentation. Not collective."""
         if not isinstance(self.task, Segmentation):
             return {}
         from normlab import pictures  # matplotlib, which takes half a second to import

@@ -25,11 +25,11 @@ from normlab.run_files import read_result
 from normlab.targets import source_file
 
 RESULTS_VERSION = 2
-"""Raised whenever the harness changes so that the same configuration gives another result."""
+"""Raised whenever a change of the harness makes the same configuration give a different result."""
 
 
 OF_THE_LAUNCHER = ("lock", "log.txt", "launch.json")
-"""Files in a run's directory that belong to the process that trains it now, not to what was trained."""
+"""Files in a run's directory that belong to the process now training it, not to the training so far."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Run:
     directory: Path
     hash: str
     attempt: str = ""
-    """A name for the command that asked for the run to start over; empty where none did. Once the run has started
-    over for that command, it continues, for example in a job that is requeued."""
+    """Names the command that asked for the run to start over; empty if none did. The run starts over once per
+    command, and from then on continues, for example in a requeued job."""
 
     @property
     def command_again(self) -> str:
-        """What to type to go on with it."""
+        """The command that continues the run."""
         return "the same command without rerun=true" if self.attempt else "the same command"
 
     @property
@@ -58,13 +58,13 @@ class Run:
 
     @property
     def log_path(self) -> Path:
-        """What a job of a sweep wrote to stdout and stderr."""
+        """The stdout and stderr of the run's job in a sweep."""
         return self.directory / "log.txt"
 
     def steps(self, train_samples: int) -> tuple[int, int]:
-        """(steps of an epoch, steps of the run) over `train_samples`; an incomplete last batch is dropped.
+        """(steps per epoch, steps per run) over `train_samples`; an incomplete last batch is dropped.
 
-        Raises: ConfigError where a global batch is larger than the data, or than max_samples.
+        Raises: ConfigError if a global batch is larger than the data, or than max_samples.
         """
         cfg = self.config
         assert cfg.world_size is not None
@@ -95,7 +95,7 @@ class Run:
 
     @property
     def starts_over(self) -> bool:
-        """Whether what its directory holds is of an earlier command, and goes when this one begins to train."""
+        """Whether the directory still belongs to an earlier command, and is emptied when training begins."""
         return bool(self.attempt) and self.attempt != self._attempt_there()
 
     def _attempt_there(self) -> str:
@@ -105,7 +105,7 @@ class Run:
             return ""
 
     def result(self) -> dict[str, Any] | None:
-        """result.json; None where the run has not ended, is to start over, or its result cannot be read."""
+        """result.json; None if the run has not ended, is to start over, or its result cannot be read."""
         return None if self.starts_over else read_result(self.directory)[0]
 
     def ended(self) -> bool:
@@ -115,13 +115,13 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[bool]:
-        """Have the run to oneself inside the block, on all machines that share its directory's file system.
+        """Lock the run inside the block, against processes on all machines that share its file system.
 
-        Gives False at once where another process has it. Makes the directory. The kernel frees the lock when
+        Yields False if another process holds the lock. Creates the directory. The kernel frees the lock when
         the process dies; over a network the file system must offer flock between its clients.
-        Raises: ConfigError where the directory cannot be written, or its file system has no flock.
+        Raises: ConfigError if the directory cannot be written, or its file system has no flock.
         """
-        # It waits a second, since `launch.status` looks at locks, and a run that is stopping still has its own.
+        # Wait a second: `launch.status` takes locks briefly, and a run that is stopping still holds its own.
         lock = FileLock(self.directory / "lock", timeout=1, fallback_to_soft=False)
         with self._writable():
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -133,9 +133,9 @@ class Run:
             lock.release()
 
     def forget_failure(self) -> None:
-        """With the lock held: remove the result of an attempt that failed, so that `fail` knows the first rank.
+        """With the lock held: remove a failed attempt's result, so that `fail` can tell which rank is first.
 
-        Raises: ConfigError where it cannot be removed.
+        Raises: ConfigError if it cannot be removed.
         """
         result = self.result()
         if result is not None and result["status"] == "failed":
@@ -143,14 +143,14 @@ class Run:
                 (self.directory / "result.json").unlink()
 
     def create(self) -> None:
-        """With the lock held, about to train: make the directory, with config.yaml in it; empty it to start over.
+        """With the lock held, before training: create the directory with config.yaml; to start over, empty it.
 
-        Raises: ConfigError where it cannot be written.
+        Raises: ConfigError if it cannot be written.
         """
         with self._writable():
             self.directory.mkdir(parents=True, exist_ok=True)
             remove_unfinished(self.directory, written_by_others="launch.json")
-            # First, so that no half-emptied directory reads as that of a run that has ended.
+            # First, so that a half-emptied directory is not taken for a run that has ended.
             (self.directory / "result.json").unlink(missing_ok=True)
             if self.starts_over:
                 self._empty()
@@ -158,7 +158,7 @@ class Run:
                 file.write(OmegaConf.to_yaml(OmegaConf.create(plain(self.config))))
 
     def _empty(self) -> None:
-        # What could be gone on from first, since it counts on the rest.
+        # Checkpoints first, since they rely on the other files.
         for path in sorted(self.directory.iterdir(), key=lambda path: path.suffix != ".pt"):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -175,10 +175,10 @@ class Run:
             yield
 
     def fail(self, error: str, trace: str, *, overrule: bool = False) -> bool:
-        """Write result.json for a run that broke, unless another rank has: the others fail of its leaving.
+        """Write result.json for a run that failed, unless another rank has: one rank's exit makes the others fail.
 
-        `overrule` puts the cause in place of what they wrote. What is there of a run that was to start over, and
-        has not begun to, stays. Returns whether this rank was the first.
+        `overrule` replaces what they wrote with the cause. The files of a run that was to start over, and has not
+        done so yet, are kept. Returns whether this rank was the first.
         """
         result = self.result()
         if result is not None and not (overrule and result["status"] == "failed"):
@@ -186,14 +186,14 @@ class Run:
         if not self.starts_over:
             try:
                 self.write_result("failed", {}, {"error": error, "traceback": trace})
-            except OSError as problem:  # what is to be recorded must still be said
+            except OSError as problem:  # an error that cannot be recorded must still be shown
                 print(f"warning: {self.directory}/result.json cannot be written: {problem}", file=sys.stderr)
         return True
 
     def write_result(
         self, status: str, metrics: dict[str, float], measured: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Write result.json: what the run was, how it ended, and what was `measured` on the way."""
+        """Write result.json: what the run was, how it ended, and what was `measured` along the way."""
         cfg = self.config
         assert cfg.world_size is not None
         result = {
@@ -225,7 +225,7 @@ class Run:
 
 @contextmanager
 def writable(output_dir: str) -> Iterator[None]:
-    """Turn what a disk refuses inside the block into a ConfigError that names `output_dir`."""
+    """Turn disk errors inside the block into a ConfigError that names `output_dir`."""
     try:
         yield
     except OSError as error:
@@ -234,15 +234,15 @@ def writable(output_dir: str) -> Iterator[None]:
                 f"output_dir={output_dir} is on a file system without flock ({error.strerror}), so nothing would "
                 "keep two processes from training one run at once; choose a folder on another file system."
             ) from None
-        where = f" ({error.filename})" if error.filename else ""  # a full disk has none
+        where = f" ({error.filename})" if error.filename else ""  # none if the disk is full
         raise ConfigError(f"output_dir={output_dir} cannot be written: {error.strerror}{where}.") from None
 
 
 def weights_path(init_from: str) -> Path:
-    """The file that `model.init_from` names; of a run's directory, its checkpoint. Raises: ConfigError."""
+    """The file that `model.init_from` names; for a run's directory, its checkpoint. Raises: ConfigError."""
     path = Path(os.path.expanduser(init_from))
     path = path / "checkpoint.pt" if os.path.isdir(path) else path
-    if not os.path.isfile(path):  # neither raises for a name that is no path at all, as Path's own do
+    if not os.path.isfile(path):  # unlike Path's methods, neither raises for a name that is not a valid path
         raise ConfigError(
             f"model.init_from={init_from}: there is no {path}; give a run's directory, or a file of weights."
         )
@@ -250,10 +250,10 @@ def weights_path(init_from: str) -> Path:
 
 
 def name_run(cfg: Config, *, world_size: int, study: str, data_fingerprint: str) -> Run:
-    """The run that `cfg` on `world_size` ranks is: same name and hash wherever and whenever it is asked for.
+    """The run of `cfg` on `world_size` ranks, with the same name and hash at any time and on any machine.
 
-    The hash is over what changes the result and nothing else: what of the configuration is off its default, the
-    content of the data and of initial weights (not their paths), and the version of the harness's results.
+    The hash covers what changes the result and nothing else: the configuration's values that differ from their
+    defaults, the content of the data and of initial weights (not their paths), and RESULTS_VERSION.
     """
     cfg = replace(cfg, world_size=world_size, study=study or cfg.study)
     content = {

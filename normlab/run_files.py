@@ -1,7 +1,7 @@
 """Read the files of a run, any of which may be missing, torn or foreign. Imports no torch.
 
-Each reader returns what it could read and, in words, what it could not, and raises nothing: one damaged file must
-hide neither the rest of its run nor other runs.
+Each reader returns what it could read and a description of what it could not, and raises nothing: one damaged
+file must hide neither the rest of its run nor other runs.
 """
 
 import errno
@@ -28,13 +28,13 @@ SIGNS_OF_LIFE = ("metrics.jsonl", "checkpoint.pt", "log.txt", "lock", "config.ya
 """Files that a run writes, from its first moment on."""
 
 MARKS = frozenset(("config.yaml", "launch.json", "metrics.jsonl", "result.json"))
-"""A folder that holds one of these is a run's: one that lost its config.yaml is still counted."""
+"""A folder that holds one of these is a run's, even if it has lost its config.yaml."""
 
 TAIL_BYTES = 1 << 16
 MOST_NESTED = 50
-"""Levels of a config.yaml. libyaml's loader recurses in C, and a few hundred thousand would end the process."""
+"""Levels in a config.yaml. libyaml's loader recurses in C, so a few hundred thousand would end the process."""
 _HASH = re.compile(r"-([0-9a-f]{8})$")
-"""At the end of a run's directory's name."""
+"""At the end of the name of a run's directory."""
 _TOP_LEVEL = re.compile(r"^(?=[^\s#-])", re.MULTILINE)
 
 
@@ -58,12 +58,12 @@ def find_runs(root: Path) -> list[Path]:
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """Open for reading. Raises: OSError, at once too where it is a pipe, which a foreign file may be."""
+    """Open for reading. Raises: OSError, also for a pipe, without waiting for a writer."""
 
     def open_if_file(name: str, flags: int) -> int:
         descriptor = os.open(name, flags | os.O_NONBLOCK)
         kind = os.fstat(descriptor).st_mode
-        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # of a folder, `open` says so
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # `open` itself refuses folders
             os.close(descriptor)
             raise OSError(errno.EINVAL, "not a file", name)
         return descriptor
@@ -72,7 +72,7 @@ def open_file(path: Path) -> IO[bytes]:
 
 
 def printable(text: str) -> str:
-    """Escape what UTF-8 cannot hold: half characters, such as Python makes of a file name that is not UTF-8."""
+    """Escape what UTF-8 cannot hold: lone surrogates, such as Python puts into a file name that is not UTF-8."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -94,7 +94,7 @@ def _all_printable(held: Any) -> Any:
 
 
 def read_object(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """(the JSON object in `path`, what is wrong with it); (None, "") where there is no such file."""
+    """(the JSON object in `path`, what is wrong with it); (None, "") if there is no such file."""
     try:
         with open_file(path) as file:
             held = _parse_json(file.read())
@@ -102,7 +102,7 @@ def read_object(path: Path) -> tuple[dict[str, Any] | None, str]:
         return None, ""
     except OSError as error:
         return None, f"{path.name} cannot be read ({error.strerror})"
-    except (ValueError, RecursionError):  # ValueError: not JSON, not UTF-8, or an integer of too many digits
+    except (ValueError, RecursionError):  # ValueError: not JSON, not UTF-8, or an integer with too many digits
         return None, f"{path.name} is empty or damaged"
     if not isinstance(held, dict):
         return None, f"{path.name} is not one of normlab's"
@@ -127,9 +127,9 @@ def read_result(directory: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def trained_on(result: dict[str, Any], asked: str) -> str:
-    """On which kinds of device a result was computed: " on cpu"; "" if it names none.
+    """The types of device that a result was computed on, as in " on cpu"; "" if it names none.
 
-    If those are not what `device=<asked>` asks for, that is said too.
+    If those are not what `device=<asked>` asks for, the text says so.
     """
     devices = result.get("devices") or [result.get("device")]
     if not isinstance(devices, list) or not all(isinstance(device, str) for device in devices):
@@ -140,7 +140,7 @@ def trained_on(result: dict[str, Any], asked: str) -> str:
 
 
 def read_launch(directory: Path) -> tuple[dict[str, Any] | None, str]:
-    """(launch.json, what is wrong with it); it names a launcher, and what `announce` keeps for that one."""
+    """(launch.json, what is wrong with it); it names a launcher, and has what `announce` keeps for it."""
     launch, problem = read_object(directory / "launch.json")
     if launch is None:
         return None, problem
@@ -161,7 +161,7 @@ def read_config(directory: Path) -> tuple[dict[str, Any] | None, str]:
         with open_file(directory / "config.yaml") as file:
             text = file.read().decode()
         held: dict[str, Any] = {}
-        # A top-level key at a time, since the runs of a study share nearly all of theirs.
+        # One top-level key at a time, since the runs of a study share nearly all of theirs.
         for block in _TOP_LEVEL.split(text):
             parsed = parse_yaml(block)
             if not isinstance(parsed, dict | None):
@@ -186,7 +186,7 @@ def flat_settings(settings: dict[str, Any], prefix: str = "") -> dict[str, str |
 
 
 def flat_value(value: Any) -> str | bool | float:
-    """null as a word, unlike a key that a run does not have; lists, and numbers that no float holds, as text."""
+    """null becomes "null", so that it differs from a missing key; lists and numbers beyond float become text."""
     if value is None:
         return "null"
     return value if isinstance(value, str | bool) or is_number(value) else str(value)
@@ -194,7 +194,7 @@ def flat_value(value: Any) -> str | bool | float:
 
 @lru_cache(maxsize=1 << 16)
 def parse_yaml(text: str) -> Any:
-    """What YAML holds; raises ValueError or YAMLError. Shared between calls: not to be changed."""
+    """The content of a YAML text, shared between calls: do not modify it. Raises: ValueError, YAMLError."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     depth = 0
     for event in yaml.parse(text, loader):
@@ -205,7 +205,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_log(directory: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """(every logged point of metrics.jsonl that is whole, what is wrong with the others)."""
+    """(every intact point of metrics.jsonl, what is wrong with the others)."""
     try:
         with open_file(directory / "metrics.jsonl") as file:
             *lines, rest = file.read().split(b"\n")
@@ -224,7 +224,7 @@ def read_log(directory: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def read_points(lines: list[bytes]) -> tuple[list[dict[str, Any]], int]:
-    """(logged points, how many lines are none) from whole lines of metrics.jsonl."""
+    """(logged points, number of lines that are not one), from whole lines of metrics.jsonl."""
     try:  # all at once, which is several times faster than line by line
         held = _parse_json(b"[" + b",".join(lines) + b"]")
     except (ValueError, RecursionError):
@@ -247,19 +247,21 @@ class Progress:
     """What could not be read."""
 
     def time_left_s(self, total_samples: int | None) -> float | None:
-        """At the speed of the last point; evaluations not counted."""
+        """The estimate from the last point's speed, without evaluations."""
         if not total_samples or not self.images_per_second:
             return None
         return max(0, total_samples - self.samples_seen) / self.images_per_second
 
 
 def read_progress(directory: Path) -> Progress:
-    """From the end of metrics.jsonl: its last 64 KiB hold the last evaluation, unless logging is very dense."""
+    """Read the end of metrics.jsonl: its last 64 KiB hold the last evaluation, unless logging is very dense."""
     try:
         with open_file(directory / "metrics.jsonl") as file:
             start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
             file.seek(start)
-            lines = file.read().split(b"\n")[1 if start else 0 : -1]  # the first is cut, the last being written
+            lines = file.read().split(b"\n")[
+                1 if start else 0 : -1
+            ]  # the first may be cut off, the last unfinished
     except FileNotFoundError:  # not begun
         return Progress()
     except OSError as error:
@@ -278,7 +280,7 @@ def read_progress(directory: Path) -> Progress:
 
 
 def main_score(metric: Callable[[str], float | None]) -> float | None:
-    """A run's accuracy, or mIoU, by the value of each metric."""
+    """A run's accuracy or mIoU, given a function from metric name to value."""
     accuracy = metric("val/accuracy")
     return metric("val/miou") if accuracy is None else accuracy
 
@@ -289,7 +291,7 @@ def is_number(value: Any) -> bool:
         return False
     try:
         return math.isfinite(value)
-    except OverflowError:  # an integer of several hundred digits
+    except OverflowError:  # an integer with several hundred digits
         return False
 
 

@@ -50,11 +50,11 @@ class Step:
     """Whether the loss was finite on all ranks. If not, the weights were not updated."""
 
     grad_norm: torch.Tensor | None
-    """Of the gradient before clipping, if it was measured."""
+    """The norm of the gradient before clipping, if it was measured."""
 
 
 class Trainer:
-    """Builds a run in the design's order: model, device, norm, optimizer, DDP; `train` is the loop.
+    """Builds a run in this order: model, device, norm, optimizer, DDP; `train` is the loop.
 
     Collective: every rank must build it and call `train`.
     """
@@ -94,7 +94,7 @@ class Trainer:
         if cfg.model.init_from is not None:
             self.initial_weights = load_initial_weights(model, cfg.model, num_classes)
         model = self.numerics.module(model)
-        with seeded(cfg.seed):  # a norm of the user's own may draw its parameters
+        with seeded(cfg.seed):  # a user's own norm may have random initial parameters
             self.module = convert_norms(model, cfg.norm, cfg.virtual_ranks, self.norms).train()
         self.optimizer = build_optimizer(self.module, cfg.optim, head)
         self.learning_rate = LearningRate.from_config(
@@ -109,7 +109,7 @@ class Trainer:
                 self.module,
                 device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
-                # Evaluation copies rank 0's buffers anyway, so a broadcast in each forward would be of no use.
+                # Evaluation copies rank 0's buffers anyway, so a broadcast in each forward would be wasted.
                 **NO_BUFFER_SYNC,
             )
         self.model = torch.compile(self.ddp) if cfg.compile else self.ddp
@@ -122,7 +122,7 @@ class Trainer:
         self.train_s = self.earlier_wall_s = 0.0
         self.resumed = 0
         self.devices = [ranks.device.type]
-        """The kinds of device on which the run has been trained so far, in order."""
+        """The types of device that the run has trained on so far, in order."""
         self.stop_signal: Callable[[], int] = lambda: 0
 
     # --- the loop --------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class Trainer:
                     raise Stopped(done.stop_signal)
                 if step == self.total_steps:
                     break
-        # If the last step spoilt the weights, no further step finds out.
+        # No later step would notice that the last one ruined the weights.
         if not (_all_finite(metrics) and all(p.isfinite().all() for p in self.module.parameters())):
             return self._diverged(step)
         return Outcome("finished", metrics, self._measured(step))
@@ -210,10 +210,10 @@ class Trainer:
         return Step(int(stop_signal), bool(save_due), not not_finite, grad_norm)
 
     def _start_scale(self, micro_batches: list[Batch]) -> Callable[[], float | torch.Tensor]:
-        """The factor of the summed loss: 1 / the weight of all samples of the step, on all ranks.
+        """The factor for the summed loss: 1 / the total weight of the step's samples over all ranks.
 
         It is multiplied by the number of ranks, since DDP averages gradients. If weights differ between samples,
-        their sum over ranks begins here, beside the forward.
+        their sum over ranks starts here, overlapped with the forward.
         """
         weights = [self.task.weight(labels) for _, labels in micro_batches]
         known = [weight for weight in weights if weight is not None]
@@ -224,7 +224,7 @@ class Trainer:
         return lambda: torch.where(total() > 0, self.ranks.world_size / total(), 0.0)
 
     def _start_agreement(self, loss: torch.Tensor) -> Callable[[], list[float]]:
-        """Start a small all-reduce, beside the backward, by which the ranks agree on what each of them sees."""
+        """Start a small all-reduce, overlapped with the backward, in which ranks share what each sees."""
         # Only rank 0's clock decides when a checkpoint is due.
         due = self.ranks.rank == 0 and time.monotonic() - self.saved_at >= self.cfg.checkpoint_every_s
         flags = torch.tensor([self.stop_signal(), due, 0], dtype=torch.float32, device=self.ranks.device)
@@ -268,7 +268,7 @@ class Trainer:
         )
         more = self.spread
         of_layers: PerLayer = {}
-        if self.cfg.diagnostics and _all_finite(metrics):  # spoilt weights are not worth diagnosing
+        if self.cfg.diagnostics and _all_finite(metrics):  # ruined weights are not worth diagnosing
             diagnosed, of_layers = self.evaluator.diagnose(self.evaluated, self.stop_signal)
             more = diagnosed | more
         self._point(step, metrics | more)
@@ -280,7 +280,7 @@ class Trainer:
         return metrics
 
     def _update_evaluated(self, step: int) -> None:
-        """Make the buffers to be evaluated and saved at `step`, and their spread, once."""
+        """Compute the buffers to be evaluated and saved at `step`, and their spread, once."""
         if self.evaluated_step != step:
             self.evaluated, self.spread = self.evaluator.buffers()
             self.evaluated_step = step
@@ -291,7 +291,7 @@ class Trainer:
         return Outcome("diverged", {}, self._measured(step))
 
     def _measured(self, step: int) -> dict[str, Any]:
-        logged = self.logged_step * self.global_batch_size  # of what came after, the time is not known
+        logged = self.logged_step * self.global_batch_size  # the time of later samples is not known
         return {
             "samples_seen": step * self.global_batch_size,
             "images_per_second": logged / self.train_s if self.train_s else None,
@@ -310,8 +310,8 @@ class Trainer:
     def _warm_up(self) -> None:
         """A forward and backward without effect: the module's state is restored afterwards.
 
-        DDP reorders its buckets after the first iteration, and with them gloo's sums. If that happens before the
-        state is set, in fresh and resumed runs alike, a resumed run is bitwise equal. This also compiles.
+        DDP reorders its buckets after the first iteration, and gloo's sums with them. Doing that before the state
+        is set, in fresh and resumed runs alike, keeps a resumed run bitwise equal. This also compiles the model.
         """
         state = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
         images_BCHW, labels = next(self.batches.epoch(0))[0]
@@ -325,7 +325,7 @@ class Trainer:
     def _save(self, step: int) -> None:
         """Save, on rank 0, what every rank needs to continue. Collective: every rank must call it.
 
-        `model` is the model as it is evaluated; `rank_state` has each rank's own buffers, with which it continues.
+        `model` is the model as evaluated; `rank_state` has each rank's own buffers, with which it continues.
         """
         began = time.monotonic()
         self._update_evaluated(step)
@@ -353,7 +353,7 @@ class Trainer:
         self.logged_at += self.saved_at - began
 
     def _exported(self) -> dict[str, torch.Tensor]:
-        """The model as it is evaluated, with the policy's statistics, by the names of a model with BatchNorm."""
+        """The model as evaluated, with the policy's statistics, under the names of a model with BatchNorm."""
         names = {id(buffer): name for name, buffer in self.module.named_buffers()}
         return {
             key: self.evaluated[names[id(tensor)]] if id(tensor) in names else tensor.detach()
@@ -363,7 +363,7 @@ class Trainer:
     def _restore(self) -> tuple[int, dict[str, int]]:
         """The step to continue from and what was logged up to it; 0 and nothing if there is no checkpoint.
 
-        Collective: every rank must call it. Raises: ConfigError if the checkpoint is damaged, or another run's.
+        Collective: every rank must call it. Raises: ConfigError if the checkpoint is damaged or another run's.
         """
         path = self.run.checkpoint_path
         if not self.ranks.on_rank0(lambda: checkpoint.recover(path)):
