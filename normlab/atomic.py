@@ -36,7 +36,7 @@ def atomic_write(path: Path, mode: str = "w", *, former: Path | None = None) -> 
 
 
 def _name_file(error: BaseException, path: Path) -> None:
-    """Add the file's name to an OSError that lacks it; torch.save raises an error of its own from that."""
+    """Add the file's name to an OSError that lacks it; torch.save wraps that in an error of its own."""
     refusal: BaseException | None = error
     while refusal is not None and not isinstance(refusal, OSError):
         refusal = refusal.__context__
@@ -64,7 +64,7 @@ def remove_unfinished(directory: Path, *, written_by_others: str) -> None:
 
 
 def unfinished_in(directory: Path) -> Iterator[tuple[Path, str, bool]]:
-    """What has an `unfinished_name`: its path, its name to be, and whether its writer is known to be gone."""
+    """Files with an `unfinished_name`: path, final name, and whether the writer is known to be gone."""
     for path in directory.glob(".*"):
         if found := re.fullmatch(rf"\.(.+){re.escape(MARK)}(.+)~(\d+)", path.name):
             name, host, pid = found.groups()
@@ -72,7 +72,7 @@ def unfinished_in(directory: Path) -> Iterator[tuple[Path, str, bool]]:
 
 
 def unfinished_name(path: Path) -> Path:
-    """Where this process writes what is to be at `path`."""
+    """Where this process writes the file that will be at `path`."""
     # In the same folder, since renaming is atomic only within a file system; named after this process, since
     # others, even on other machines, may be writing the same file.
     return path.with_name(f".{path.name}{MARK}{socket.gethostname()}~{os.getpid()}")
@@ -86,7 +86,7 @@ def _keep(path: Path, former: Path) -> None:
         path.replace(former)
         return
     second_name.replace(former)
-    second_name.unlink(missing_ok=True)  # if both names were of one file, renaming did nothing
+    second_name.unlink(missing_ok=True)  # renaming did nothing if both names were links to one file
 
 
 def _alive(pid: int) -> bool:

@@ -21,7 +21,7 @@ from normlab.config import ConfigError
 
 FORMAT = 2
 HOLDS = "it holds a "
-"""How the reason begins where a file is intact, and has an object of a class that is never unpickled."""
+"""How the reason begins if a file is intact, but has an object of a class that is never unpickled."""
 FIX = "delete it, or start over with rerun=true"
 
 
@@ -49,9 +49,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def recover(path: Path) -> bool:
-    """Make sure that the checkpoint at `path` is intact; if it is not, say so and put the one before in its place.
+    """Make sure that the checkpoint at `path` is intact; if not, say so and put the previous one in its place.
 
-    Returns whether there is one. Raises: ConfigError if there are some, and none is intact.
+    Returns whether there is one. Raises: ConfigError if there are checkpoints, but none is intact.
     """
     try:
         load(path)
@@ -65,7 +65,7 @@ def recover(path: Path) -> bool:
             raise
         problem = f"damaged ({error.reason})"
     load(former(path))
-    if path.exists():  # kept, since it may only seem damaged, for want of memory
+    if path.exists():  # kept, since it may only seem damaged when memory is short
         path.replace(path.with_name(f"{path.stem}.damaged{path.suffix}"))
     former(path).replace(path)
     print(f"warning: {path} was {problem}; going on from the checkpoint before it", file=sys.stderr)
@@ -110,7 +110,7 @@ def copy_into(tensors: Iterable[torch.Tensor], values: torch.Tensor) -> None:
 
 
 def _checksum(value: Any, start: int = 0) -> int:
-    """CRC-32 of all values and names, so that even a file that was rewritten with one of them changed is found."""
+    """CRC-32 of all values and names, which finds a changed one even if the file was rewritten properly."""
     if isinstance(value, torch.Tensor):
         start = zlib.crc32(f"{value.dtype}{tuple(value.shape)}".encode(), start)
         content: Any = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
@@ -126,8 +126,8 @@ def _checksum(value: Any, start: int = 0) -> int:
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The weights in a checkpoint of ours, or in any file of a state dict, by name, on the CPU.
 
-    It reads safetensors and all that torch.save has ever written. safetensors, and files from before torch 1.6,
-    have no checksums, so only their structure is checked.
+    Reads safetensors and every format that torch.save has ever written. safetensors and files from before torch
+    1.6 have no checksums, so only their structure is checked.
     Raises: ConfigError for a damaged file, one without weights, or one with more than tensors and plain values.
     """
     try:
@@ -170,7 +170,7 @@ def _verified(path: Path, fix: str) -> Any:
 def _read(path: Path) -> Any:
     with path.open("rb") as file:
         beginning = file.read(9)
-    if beginning[8:] == b"{":  # after the length of the header, the header
+    if beginning[8:] == b"{":  # the header, after its length
         return safetensors.torch.load_file(path)
     try:
         if beginning.startswith(b"PK"):
@@ -181,7 +181,7 @@ def _read(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an error says it better
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # reading bytes that are no pickle may raise anything
+    except Exception as error:  # reading bytes that are not a pickle may raise anything
         if (
             isinstance(error, OSError) and error.errno != errno.EINVAL
         ):  # EINVAL: an offset before the file's beginning

@@ -1,4 +1,4 @@
-"""The terminal: text of ours, with errors, paths and logs of others in it, shown unchanged."""
+"""The terminal: our text, and the errors, paths and logs in it, shown unchanged."""
 
 import sys
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ NEVER_WRAPPED = 1 << 20
 def plain_console(**options: Any) -> Console:
     """A rich console that shows text unchanged. By default, Rich takes [rank0] for markup, and :x: for an emoji.
 
-    If it is not a terminal, and without a `width`, it does not wrap lines, which are for grep then.
+    If it is not a terminal, and no `width` is given, it does not wrap lines, so that grep finds them whole.
     """
     console = Console(highlight=False, markup=False, emoji=False, **options)
     if not console.is_terminal and "width" not in options:
@@ -44,7 +44,7 @@ def duration(seconds: float | None) -> str:
 
 
 class _Loading:
-    """Shows what is being loaded and its progress: on one line of a terminal, past each tenth elsewhere."""
+    """Shows what is being loaded and its progress: on one line in a terminal, at each tenth elsewhere."""
 
     def __init__(self) -> None:
         self._text, self._tenths = "", 0

@@ -57,7 +57,7 @@ class OwnGpu:
 
 
 def all_have_one(device: Device, gpus: Sequence[OwnGpu]) -> bool:
-    """Whether each rank, by what it found, has a GPU of its own, so that all compute on theirs.
+    """Whether each rank has found a GPU of its own, so that all compute on theirs.
 
     Raises: ConfigError if two ranks would share one, unless auto may compute on the CPU since they see no other.
     """
@@ -76,7 +76,7 @@ def all_have_one(device: Device, gpus: Sequence[OwnGpu]) -> bool:
 
 
 def fallback_note(device: Device, chosen: torch.device, local_world_size: int) -> str | None:
-    """What to say where `chosen` is the CPU though there are GPUs, which device=auto had rather taken."""
+    """The note to show if device=auto has `chosen` the CPU although there are GPUs."""
     count = torch.cuda.device_count()
     if device is not Device.auto or chosen.type == "cuda" or count == 0:
         return None

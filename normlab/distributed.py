@@ -1,4 +1,4 @@
-"""Join and leave the process group, and the communication of ranks other than gradients."""
+"""Joining and leaving the process group, and all communication between ranks except gradients."""
 
 import gc
 import json
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """The place of this process in the job. One rank alone has no process group, and collectives do nothing."""
+    """This process's place in the job. A single rank has no process group, and collectives do nothing."""
 
     rank: int
     world_size: int

@@ -45,13 +45,13 @@ EVALUATION_ONLY = {
     "channels_last",
     "eval_train_samples",
 }
-"""Keys of a run's identity that no training depends on, or that its weights do not hold it to."""
+"""Keys of a run's identity that may change: they do not affect training, or its weights also fit other values."""
 SPLITS = ("val", "test", "train")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of one run."""
+    """The result for one run."""
 
     run: str
     """Its directory."""
@@ -65,11 +65,11 @@ class Evaluation:
 
 
 def evaluate_run(directory: Path, changes: Sequence[str], splits: Sequence[str] = ()) -> Evaluation:
-    """Metrics of a run on `splits` (none: val, and test where there is one), as `changes` say.
+    """Metrics of a run on `splits` (none: val, and test if there is one), with `changes` applied.
 
-    The running statistics are made of those of all its ranks, which the checkpoint holds.
-    Raises: ConfigError where the run or its checkpoint cannot be read, its data are not those it was trained on, a
-    change would make it another run, or a split is not there.
+    The running statistics are computed from those of all its ranks, which the checkpoint holds.
+    Raises: ConfigError if the run or its checkpoint cannot be read, its data are not those it was trained on, a
+    change would make it another run, or a split does not exist.
     """
     trained = read_saved(directory / "config.yaml")
     cfg = read_saved(directory / "config.yaml", changes)
@@ -83,7 +83,7 @@ def evaluate_run(directory: Path, changes: Sequence[str], splits: Sequence[str] 
     ranks = Ranks(0, 1, 1, choose_device(cfg.device, 1))
     dataset = near(data.load(cfg.data), ranks.device)
     chosen = _choose_splits(dataset, splits)
-    # Initial weights may lie elsewhere now; what is in them is part of the hash.
+    # Initial weights may have moved; their content is part of the hash.
     named = replace(trained, model=cfg.model)
     run = name_run(
         named, world_size=cfg.world_size, study=trained.study or "", data_fingerprint=dataset.fingerprint
@@ -120,7 +120,7 @@ def _choose_splits(dataset: Dataset, names: Sequence[str]) -> dict[str, Split]:
 
 
 def _check_changes(trained: Config, cfg: Config) -> None:
-    """Raises: ConfigError for a change after which training would have ended elsewhere."""
+    """Raises: ConfigError for a change that would have changed the training."""
     before, after = (flat_settings(identity(one)) for one in (trained, cfg))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and key not in EVALUATION_ONLY:
@@ -133,7 +133,7 @@ def _check_changes(trained: Config, cfg: Config) -> None:
 def _converted(cfg: Config, dataset: Dataset) -> nn.Module:
     norm = cfg.norm
     if isinstance(norm, SyncBatchNormConfig) and (norm.sync_group_size or 0) > cfg.virtual_ranks:
-        norm = replace(norm, sync_group_size=None)  # its groups are of processes, and here is one
+        norm = replace(norm, sync_group_size=None)  # its groups consist of processes, and there is one
     return convert_norms(build_model(cfg.model, len(dataset.classes), seed=cfg.seed), norm, cfg.virtual_ranks)
 
 
@@ -190,7 +190,7 @@ def _object(evaluation: Evaluation) -> str:
 
 
 def _line(evaluation: Evaluation) -> str:
-    shown = {name: value for name, value in evaluation.metrics.items() if "/iou" not in name}  # of each class
+    shown = {name: value for name, value in evaluation.metrics.items() if "/iou" not in name}  # one per class
     return f"{evaluation.run}: " + "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
 
 

@@ -26,7 +26,7 @@ class Logger:
         """Begin, or continue from a checkpoint: anything recorded after it, beyond `logged`, is deleted."""
 
     def log(self, step: int, samples_seen: int, epoch: float, metrics: dict[str, float]) -> None:
-        """Record one point. The metrics are named by TensorBoard's tags."""
+        """Record one point. The names of the metrics are TensorBoard's tags."""
 
     def note(self, text: str) -> None:
         """Tell the user."""
@@ -48,7 +48,7 @@ class Logger:
         return {}
 
     def close(self, final: dict[str, float] | None = None) -> None:
-        """End. `final`: the metrics of a run that finished."""
+        """Finish recording. `final`: the metrics of a run that finished."""
 
 
 def _to_each(name: str) -> Callable[..., None]:
@@ -82,8 +82,8 @@ class LoggerList(Logger):
 class FileLogger(Logger):
     """metrics.jsonl and TensorBoard events in the run's directory.
 
-    `logged` counts the points of metrics.jsonl and the bytes of each event file. To forget later ones, files are
-    truncated there, and nothing else is ever removed; so a run may be killed at any time, even while it starts.
+    `logged` counts the points of metrics.jsonl and the bytes of each event file. Files are truncated there to drop
+    later ones, and nothing else is ever removed, so a run may be killed at any time, even while it starts.
     """
 
     def __init__(self, run: Run) -> None:
@@ -127,7 +127,7 @@ class FileLogger(Logger):
                 f"{path} cannot be read ({error.strerror}); delete it, or start over with rerun=true."
             ) from None
         lines = held.split(b"\n")[:-1]
-        # A damaged line is a point in its place: none that was logged after the checkpoint takes it.
+        # A damaged line counts as a point, so that none logged after the checkpoint takes its place.
         points = [point for point in read_points(lines[:number])[0] if point["step"] <= step]
         points += [point for point in read_points(lines[number:])[0] if point["step"] < step]
         self._points = len(points)

@@ -11,6 +11,6 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, num
 
 
 def escape(text: str) -> str:
-    """Plain text as GitHub's Markdown, in which nothing ends a column, or begins a tag, a link or code."""
+    """Plain text escaped for GitHub's Markdown, so that nothing ends a column or begins a tag, a link or code."""
     text = re.sub(r"([\\`*\[\]|])", r"\\\1", " ".join(text.split()))
     return text.replace("&", "&amp;").replace("<", "&lt;")

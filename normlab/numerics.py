@@ -28,9 +28,9 @@ class Numerics:
         deterministic: bool = False,
         one_size: bool = False,
     ) -> "Numerics":
-        """This also sets how the process computes on CUDA: whether it uses TF32, as convolutions do by torch's own
-        default; whether only `deterministic` algorithms; and else, for images of `one_size`, the fastest one for
-        each convolution, which cuDNN finds out by trying them at each new shape.
+        """This also sets how the process computes on CUDA: whether it uses TF32, torch's own default for
+        convolutions, and whether it uses only `deterministic` algorithms. If not, and if images have `one_size`,
+        cuDNN tries the algorithms for each convolution at each new shape and uses the fastest.
 
         Raises: ConfigError for tf32 on a CPU.
         """
@@ -53,7 +53,7 @@ class Numerics:
         )
 
     def module(self, module: nn.Module) -> nn.Module:
-        """`module` with its parameters and buffers as they are computed with."""
+        """`module` with its parameters and buffers on the device and in the formats it computes with."""
         return module.to(self.device, self.dtype).to(memory_format=self.memory_format)
 
     def images(self, images_BHWC: torch.Tensor, mean_C: torch.Tensor, std_C: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What older versions of torch call by another name, or lack: the one place that tells versions apart."""
+"""What older versions of torch lack or name differently: the one place that distinguishes versions."""
 
 from inspect import signature
 from typing import Any
@@ -14,7 +14,7 @@ NO_BUFFER_SYNC: dict[str, Any] = {
 
 
 def store_of(group: Any) -> Any:
-    """The store of a process group, which torch 2.8 does not give."""
+    """The store of a process group, which torch 2.8 does not expose."""
     if hasattr(group, "get_group_store"):
         return group.get_group_store()
     return dist.distributed_c10d._get_process_group_store(group)

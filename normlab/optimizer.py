@@ -17,9 +17,9 @@ ParameterGroups = list[dict[str, Any]]
 def build_optimizer(model: nn.Module, cfg: OptimConfig, head: Collection[str] = ()) -> torch.optim.Optimizer:
     """The optimizer of all parameters. Norm parameters and biases decay by `norm_weight_decay`.
 
-    Parameters that must not decay (gates, thresholds) are exempt: a module declares them by `no_weight_decay()`,
-    timm's convention, which returns their names, also inside wrappers (DDP, torch.compile).
-    The learning rate of a group is set before every step, to that of `LearningRate` times the group's
+    Parameters that must not decay (gates, thresholds) are exempt: a module's `no_weight_decay()` returns their
+    names, which is timm's convention, and is found inside wrappers too (DDP, torch.compile).
+    The learning rate of a group is set before every step to that of `LearningRate` times the group's
     `lr_factor`, which is `head_lr_factor` for the parameters named in `head`.
     """
     norm_decay = cfg.weight_decay if cfg.norm_weight_decay is None else cfg.norm_weight_decay
@@ -54,7 +54,7 @@ def _exempt_from_decay(model: nn.Module) -> set[nn.Parameter]:
     """The parameters that modules of `model` declare must not decay."""
     exempt = set()
     for module in model.modules():
-        # The class is asked, because torch.compile's wrapper forwards attributes and has other parameter names.
+        # Looked up on the class, because torch.compile's wrapper forwards attributes but renames parameters.
         declare = getattr(type(module), "no_weight_decay", None)
         if declare is not None:
             named = declare(module)

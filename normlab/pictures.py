@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 IGNORED_COLOUR = (255, 255, 255)
 LEGEND_COLUMNS = 6
 PLAIN_TEXT: dict[Any, Any] = {"text.parse_math": False}
-"""A dollar in the name of a class begins no formula."""
+"""A dollar sign in a class name does not start a formula."""
 
 
 @matplotlib.rc_context(PLAIN_TEXT)

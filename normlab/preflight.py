@@ -30,7 +30,7 @@ def plan(cfg: Config, dataset: Dataset, *, world_size: int, study: str, checked:
     """The run of `cfg` on `world_size` ranks, checked. Writes nothing.
 
     A sweep remembers in `checked` which models fit their norms and data, so that runs that differ only in seed or
-    rate do not build the model again.
+    learning rate do not build the model again.
     Raises: ConfigError if batches do not fit the data or the memory, or the norm does not fit the layers.
     """
     run = name_run(cfg, world_size=world_size, study=study, data_fingerprint=dataset.fingerprint)

@@ -1,4 +1,4 @@
-"""What became of a run: from its files, its lock, and SLURM's queue. Imports no torch."""
+"""The state of a run, from its files, its lock, and SLURM's queue. Imports no torch."""
 
 import os
 import socket
@@ -14,10 +14,10 @@ STATES = ("running", "queued", "waiting", "stale", "unreadable", *reversed(ENDED
 """The states of a run, those that have ended last.
 
 running      its lock is held, or SLURM runs it
-queued       in SLURM's queue, or in that of a sweep that is alive
+queued       in SLURM's queue, or in that of a running sweep
 waiting      not begun, and in no queue
 stale        begun, and no process is training it
-unreadable   its lock cannot be looked at
+unreadable   its lock cannot be read
 failed       result.json says so: an error ended it
 diverged     the same: its loss was no longer finite
 finished     the same: trained to its end
@@ -31,11 +31,11 @@ STYLES = {
     "stopped": "yellow",
     "stale": "yellow",
 }
-"""How a terminal shows a state, or what became of a sweep's job."""
+"""The style in which a terminal shows a run's state, or how a sweep's job ended."""
 
 
 def counted(states: Iterable[str], order: Sequence[str]) -> str:
-    """How many there are of each: 2 running, 1 failed."""
+    """The number of each, as in "2 running, 1 failed"."""
     counts = Counter(states)
     return ", ".join(f"{counts[state]} {state}" for state in order if counts[state])
 
@@ -43,8 +43,8 @@ def counted(states: Iterable[str], order: Sequence[str]) -> str:
 def state_of(
     directory: Path, result: Mapping[str, Any] | None, launch: Mapping[str, Any] | None, queue: Queue
 ) -> tuple[str, str]:
-    """(one of STATES, a failed run's error or what else there is to say), from what `run_files` read."""
-    # The lock first: a run that is trained again still has the result of the attempt before for a moment.
+    """(one of STATES, a failed run's error or another remark), from what `run_files` read."""
+    # The lock first: a run that is trained again briefly still has the previous attempt's result.
     locked, problem = is_locked(directory / "lock")
     if locked:
         return "running", ""
@@ -66,12 +66,12 @@ def state_of(
 
 
 def is_of(result: Mapping[str, Any] | None, launch: Mapping[str, Any] | None) -> bool:
-    """Whether the job that launch.json tells of has written this result. It may go on with other runs."""
+    """Whether the job named in launch.json wrote this result. It may be training other runs by now."""
     return result is not None and result.get("launch") == launch
 
 
 def is_locked(path: Path) -> tuple[bool, str]:
-    """(whether a process holds the lock, why that is not known); on another machine, if the file system tells."""
+    """(whether a process holds the lock, why that is unknown). Sees other machines' if the file system does."""
     import fcntl
 
     try:
@@ -82,7 +82,7 @@ def is_locked(path: Path) -> tuple[bool, str]:
     except OSError as error:
         return False, f"lock cannot be looked at ({error.strerror})"
     try:
-        # Shared, and for a moment: two that look do not see each other, and one that wants the lock waits longer.
+        # Shared and brief: two readers do not see each other's lock, and a run that wants the lock waits longer.
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True, ""
@@ -98,7 +98,7 @@ def _lives_here(launch: Mapping[str, Any]) -> bool:
         return False
     try:
         os.kill(launch["pid"], 0)
-    except PermissionError:  # it lives, and is another user's
+    except PermissionError:  # it is alive, and another user's
         pass
     except (ProcessLookupError, OverflowError):
         return False
@@ -107,9 +107,9 @@ def _lives_here(launch: Mapping[str, Any]) -> bool:
 
 
 def began_at(pid: int) -> str:
-    """When a process began, in ticks since the machine did, which tells it from a later one with its number.
+    """When a process started, in ticks since boot, which tells it apart from a later process with the same pid.
 
-    Empty where /proc does not tell.
+    Empty if /proc does not say.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()

@@ -25,7 +25,7 @@ class QueuedJob:
 
     @property
     def element(self) -> int:
-        """Its place in its array; 0 where it is a job of its own."""
+        """Its index in its array; 0 if it is a single job."""
         return int(self.job_id.partition("_")[2] or 0)
 
 
@@ -34,9 +34,9 @@ Queue = Mapping[str, QueuedJob]
 
 
 def read_queue() -> Queue | None:
-    """This user's jobs that have not ended; None where squeue does not answer just now.
+    """This user's jobs that have not ended; None if squeue does not answer just now.
 
-    Without squeue on this machine there is no queue, and nothing in it.
+    Empty if this machine has no squeue.
     """
     if shutil.which("squeue") is None:
         return {}

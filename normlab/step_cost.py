@@ -21,23 +21,23 @@ from normlab.numerics import Numerics
 
 @dataclass(frozen=True)
 class StepCost:
-    """Of one step of one rank, as one that trains on a CPU would have it."""
+    """The cost of one step on one rank, as if it trained on a CPU."""
 
     saved_bytes: int | None
     """What autograd keeps from the forward until the backward; None if the model needs values, not only shapes."""
 
     messages: int | None
-    """Collectives that norm layers call; those of DDP for the gradients come on top. None for a norm of the user's
-    own that needs other ranks."""
+    """Collectives that norm layers call; DDP's for the gradients come on top. None for a user's own norm that
+    needs other ranks."""
 
     message_bytes: int
-    """What the rank hands in to them."""
+    """Bytes that the rank contributes to them."""
 
 
 def step_cost(cfg: Config, dataset: Dataset, ranks: int) -> StepCost:
-    """The cost of a step of `cfg`, each of whose `ranks` has a process of its own, real or not."""
+    """The cost of a step of `cfg` with each of `ranks`, real or virtual, in a process of its own."""
     image_shape = data.augmentation(cfg.data, dataset).image_shape
-    precision = Precision.fp32 if cfg.precision is Precision.tf32 else cfg.precision  # of one size
+    precision = Precision.fp32 if cfg.precision is Precision.tf32 else cfg.precision  # of the same size
     numerics = Numerics.of(precision, torch.device("cpu"), channels_last=cfg.channels_last)
     model = numerics.module(build_model(cfg.model, len(dataset.classes), seed=cfg.seed))
     norm = cfg.norm
@@ -57,7 +57,7 @@ def step_cost(cfg: Config, dataset: Dataset, ranks: int) -> StepCost:
 
         try:
             saved = saved_bytes(forward, owned.values())
-        except Exception:  # whatever a user's model does with values; planning has run it, so it is no mistake
+        except Exception:  # a user's model may compute with values; planning has run it, so that is no mistake
             saved = None
     if isinstance(cfg.norm, CustomNormConfig) and cfg.norm.needs_ranks:
         return StepCost(saved, None, 0)
@@ -66,27 +66,27 @@ def step_cost(cfg: Config, dataset: Dataset, ranks: int) -> StepCost:
 
 
 def traffic(model: nn.Module, dtype: torch.dtype) -> tuple[int, int]:
-    """(collectives, bytes handed in) of a step's forward and backward: see docs/cost.md."""
+    """(collectives, bytes contributed) in a step's forward and backward: see docs/cost.md."""
     channels = [layer.num_features for layer in model.modules() if isinstance(layer, SyncBatchNorm)]
     values = sum(gathered(c) + reduced(c) for c in channels)
     return 2 * len(channels), values * torch.promote_types(dtype, torch.float32).itemsize
 
 
 def gathered(channels: int) -> int:
-    """Values that a rank's SyncBN layer hands in in its forward: two statistics per channel, and their count."""
+    """Values that a rank contributes to a SyncBN layer's forward: two statistics per channel, and their count."""
     return 2 * channels + 1
 
 
 def reduced(channels: int) -> int:
-    """And in its backward: two sums per channel."""
+    """Values that it contributes to the backward: two sums per channel."""
     return 2 * channels
 
 
 def saved_bytes(forward: Callable[[], Any], owned: Iterable[Tensor]) -> int:
     """Bytes that autograd keeps from `forward` until its backward.
 
-    The whole storage of each saved tensor counts, once however many tensors share it, the layer's input included.
-    Storages of `owned` (parameters and buffers) do not, since they exist anyway.
+    Each saved tensor counts with its whole storage, but only once if tensors share it, and so does the layer's
+    input. Storages of `owned` (parameters and buffers) do not, since they exist anyway.
     """
     storages: dict[int, int] = {}
 
@@ -96,7 +96,7 @@ def saved_bytes(forward: Callable[[], Any], owned: Iterable[Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        y = forward()  # held, so that no storage is freed and its address used again
+        y = forward()  # kept alive, so that no storage is freed and its address reused
     for tensor in owned:
         storages.pop(tensor.untyped_storage()._cdata, None)
     del y

@@ -1,6 +1,6 @@
-"""What users name as `module:name`, in the folder in which they give the command.
+"""Users' own code, named as `module:name` and imported from the folder in which the command is run.
 
-A mistake in their code is a ConfigError that says where in it: the one line that a rank or a sweep can pass on.
+A mistake in it is a ConfigError that says where: the one line that a rank or a sweep can pass on.
 """
 
 import os
@@ -15,16 +15,16 @@ from typing import Any
 from normlab.config import ConfigError
 
 OWN_MODULES = Path(__file__).parents[1] / "own_modules"
-"""The user's modules as they were when a job was submitted, in the copy of the code that such a job runs."""
+"""The user's modules as they were when a job was submitted, in the copy of the code that the job runs."""
 
 
 def source_file(key: str, target: str) -> Path:
-    """The file that holds `target`'s module. Raises: ConfigError where there is none."""
+    """The file that holds `target`'s module. Raises: ConfigError if there is none."""
     module, _, _ = target.partition(":")
     _look_here()
     try:
         spec = find_spec(module)
-    except ModuleNotFoundError:  # of a package
+    except ModuleNotFoundError:  # its package does not exist
         spec = None
     except Exception as error:
         raise ConfigError(f"{key}={target}: {said_in(error)}.") from error
@@ -37,7 +37,7 @@ def source_file(key: str, target: str) -> Path:
 
 
 def imported_target(key: str, target: str) -> Callable[..., Any]:
-    """What goes by `target`. Raises: ConfigError where it cannot be imported, or called."""
+    """The callable that `target` names. Raises: ConfigError if it cannot be imported, or called."""
     module, _, name = target.partition(":")
     file = source_file(key, target)
     try:
@@ -58,7 +58,7 @@ def imported_target(key: str, target: str) -> Callable[..., Any]:
 
 
 def call_target(key: str, target: str, args: dict[str, Any], **ours: Any) -> Any:
-    """What `target` gives for `ours` and `args`. Raises: ConfigError where it raises, saying where."""
+    """What `target` returns for `ours` and `args`. Raises: ConfigError if it raises, saying where."""
     made = imported_target(key, target)
     try:
         return made(**ours, **args)
@@ -67,14 +67,14 @@ def call_target(key: str, target: str, args: dict[str, Any], **ours: Any) -> Any
 
 
 def _look_here() -> None:
-    """The folder of the command comes first, as it does for a script of its own. Each rank has the same one."""
+    """Import from the folder of the command first, as its own scripts do. It is the same on every rank."""
     for folder in (Path.cwd(), OWN_MODULES):
         if str(folder) not in sys.path and folder.is_dir():
             sys.path.insert(0, str(folder))
 
 
 def said_in(error: Exception) -> str:
-    """What was raised, and at which line of the user's: the last that is neither ours nor a library's."""
+    """The error, and the user's line that it came from: the last one outside normlab and libraries."""
     where = ""
     for frame in traceback.extract_tb(error.__traceback__):
         for folder in (Path.cwd(), OWN_MODULES):
@@ -85,7 +85,7 @@ def said_in(error: Exception) -> str:
 
 
 def named(value: Any) -> str:
-    """What the user's code gave, in words."""
+    """A description of what the user's code returned."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         kind = "a tensor" if type(value).__name__ == "Tensor" else "an array"
         return f"{kind} {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
@@ -99,7 +99,7 @@ def named(value: Any) -> str:
 
 
 def without_gradient(module: Any) -> str:
-    """The parameters that a module trains and that have no gradient after a backward, in words, or ""."""
+    """A module's trainable parameters that have no gradient after a backward, in words, or ""."""
     found = [name for name, one in module.named_parameters() if one.requires_grad and one.grad is None]
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return f"no gradient reaches {', '.join(found[:3])}{more}" if found else ""

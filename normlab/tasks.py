@@ -19,7 +19,7 @@ class Task(Protocol):
     """Losses and metrics as sums over samples. A step divides by the weight of all its samples, on all ranks."""
 
     def weight(self, labels: torch.Tensor) -> torch.Tensor | None:
-        """What the summed loss of a batch is divided by. None: the number of its samples."""
+        """The divisor of a batch's summed loss. None: the number of its samples."""
 
     def loss_sum(self, output: Output, labels: torch.Tensor) -> torch.Tensor:
         """The training loss, summed over the batch, differentiable."""
@@ -165,7 +165,7 @@ class Segmentation:
         self._add(sums, loss_sum, weight, output, labels)
 
     def add_evaluation(self, sums: torch.Tensor, output: Output, labels: torch.Tensor) -> None:
-        # Only the sum is float64: for every pixel and class at full size it would take much memory.
+        # Only the sum is float64: losses and logits of every pixel would take too much memory.
         logits_BKHW = output["out"].to(torch.promote_types(output["out"].dtype, torch.float32))
         losses_BHW = F.cross_entropy(logits_BKHW, labels, ignore_index=IGNORED, reduction="none")
         self._add(sums, losses_BHW.double().sum(), (labels != IGNORED).sum(), output, labels)
