@@ -104,7 +104,7 @@ def _first_host(nodelist: str) -> str:
 def choose_world_size(asked: int | None, environment: Mapping[str, str] | None) -> int:
     """The number of ranks: what the job has, else what was asked for, else 1.
 
-    Raises: ConfigError where the two contradict each other.
+    Raises: ConfigError if the two contradict each other.
     """
     if environment is None:
         return asked or 1

@@ -41,7 +41,7 @@ def fit(
     A node holds one rank a GPU where it has any (`gpus_per_node` > 0), at most `tasks_per_node` where that is
     given, and without both, all of them.
 
-    Raises: ConfigError where the ranks cannot be spread evenly, or need more than `max_nodes` nodes.
+    Raises: ConfigError if the ranks cannot be spread evenly, or need more than `max_nodes` nodes.
     """
     limits = {"tasks_per_node": tasks_per_node, "gpus_per_node": gpus_per_node or None}
     given = {key: limit for key, limit in limits.items() if limit is not None}

@@ -45,7 +45,7 @@ class Machine:
     def here(cls, jobs: Sequence[Job], jobs_per_gpu: int, cores: int | None = None) -> "Machine":
         """This machine, or `cores` of it, for `jobs`.
 
-        Raises: ConfigError where one of them asks for GPUs that are not here.
+        Raises: ConfigError if one of them asks for GPUs that are not here.
         """
         import torch
 

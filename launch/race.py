@@ -166,7 +166,7 @@ class Question:
 def _fixed_and_swept(loader: ConfigLoader, words: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
     """(key -> the override that every run has, key -> the values that are swept): norms, and settings of optim.
 
-    Raises: ConfigError where anything else is swept.
+    Raises: ConfigError if anything else is swept.
     """
     given = {one.get_key_element(): one for one in OverridesParser.create(loader).parse_overrides(list(words))}
     swept = {key: one for key, one in given.items() if one.is_sweep_override()}

@@ -81,7 +81,7 @@ def submit(jobs: Sequence[Job], config: SlurmConfig) -> Submission:
     """Send `jobs` to SLURM, an array for each geometry, as far as the site's limits allow, and tell their ids.
 
     Those that are in its queue already stay as they are.
-    Raises: ConfigError where a run does not fit the limits of `config`, or sbatch refuses for another reason than
+    Raises: ConfigError if a run does not fit the limits of `config`, or sbatch refuses for another reason than
     the site's; in the latter case, arrays of other geometries may have been queued.
     """
     geometries = {id(job): config.geometry(job) for job in jobs}  # all of them, before anything is sent
@@ -112,7 +112,7 @@ def submit(jobs: Sequence[Job], config: SlurmConfig) -> Submission:
 
 
 def _alone(output_dir: Path) -> AbstractContextManager[Any]:
-    """Held by one submission below `output_dir` at a time. Raises: ConfigError where that cannot be written."""
+    """Held by one submission below `output_dir` at a time. Raises: ConfigError if that cannot be written."""
     with writable(str(output_dir)):
         output_dir.mkdir(parents=True, exist_ok=True)
         return FileLock(output_dir / ".submit.lock", fallback_to_soft=False).acquire()

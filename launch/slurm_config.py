@@ -160,7 +160,7 @@ class SlurmConfig(Section):
             )
 
     def geometry(self, job: Job) -> Geometry:
-        """Raises: ConfigError where the run's ranks do not fit these limits."""
+        """Raises: ConfigError if the run's ranks do not fit these limits."""
         config = job.run.config
         assert config.world_size is not None
         if config.device is Device.cuda and not self.gpus_per_node:

@@ -25,7 +25,7 @@ def summarize(values: Sequence[float]) -> Summary:
     The interval [x_k, x_(n+1-k)] of n sorted values misses the true median with probability
     2 P(Binomial(n, 1/2) < k). k is the largest that leaves a coverage of 95 percent. Fewer than 6 values have no
     such k: the interval is then their range, with the coverage that it has.
-    Raises: AssertionError where there is no value.
+    Raises: AssertionError if there is no value.
     """
     ordered, n = sorted(values), len(values)
     assert n, "no values"

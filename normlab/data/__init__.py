@@ -1,6 +1,6 @@
 """Data: sources, splits, the order of batches and their augmentation.
 
-`load` is the entry point: it gives the configured source, divided into train, val and test.
+`load` is the entry point: it returns the configured source, divided into train, val and test.
 """
 
 from normlab.config.data import DataConfig, ImageFolderConfig, SegmentationConfig
@@ -17,7 +17,7 @@ from normlab.numerics import Numerics
 def load(cfg: DataConfig, tell: Tell | None = None) -> Dataset:
     """The configured data, with `data.train_samples` and `data.val_fraction` applied.
 
-    tell(text), then tell(text, done, total), are called while something long is made for the first time.
+    tell(text), then tell(text, done, total), are called while something that takes long is first made.
     Raises: ConfigError.
     """
     source: Source = cfg.made_by()(cfg, tell or (lambda text, done=0, total=0: None))

@@ -75,7 +75,7 @@ class ScaleAndCrop:
 def _window(planes_CHW: torch.Tensor, side: int, row: float, column: float, fill_C: torch.Tensor) -> torch.Tensor:
     """A copy of a square of `side` x `side` pixels; `row` and `column` in [0, 1) choose among its possible places.
 
-    Along an axis that is shorter than `side`, the picture lies within the square, else the square within it.
+    Along an axis shorter than `side`, the picture lies within the square; otherwise the square lies within it.
     """
     window_CHW = fill_C[:, None, None].repeat(1, side, side)
     source, target = [slice(None)], [slice(None)]

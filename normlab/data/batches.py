@@ -1,4 +1,4 @@
-"""Batches for training and for evaluation: the share of this process."""
+"""This process's share of the batches for training and for evaluation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ def read_ahead(
     indices: Sequence[torch.Tensor],
     workers: int,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """make(index_B) for each batch of `indices`, in order, in pieces by threads, a bounded number of them ahead.
+    """make(index_B) for each batch of `indices`, in order; threads make pieces of a few batches ahead.
 
     The threads end with the iterator, and what `make` raises for a piece is raised when its batch is asked for.
     """
@@ -133,7 +133,7 @@ def eval_batches(
 
     The split is cut into batches of at most `batch_size` samples at full size, and batch k goes to rank
     k % world_size, so every batch holds the same samples at any world size. A rank may get none.
-    `limit` restricts it to so many samples, chosen by a fixed permutation since folders are sorted by class.
+    `limit` is the number of samples to use, chosen by a fixed permutation since folders are sorted by class.
     """
     order = torch.arange(len(split))
     if limit is not None and limit < len(split):
@@ -160,6 +160,6 @@ def precise_batches(
     order = permutation(len(split), seed=seed, epoch=0, stream=Stream.precise).to(split.device)
     chunks = min(samples, len(split)) // chunk_size
     order_KB = order[: chunks * chunk_size].view(chunks, chunk_size)
-    batches = order_KB.split(chunks_per_batch) if chunks else ()  # split would make one empty batch
+    batches = order_KB.split(chunks_per_batch) if chunks else ()  # split would return one empty batch
     here = [index_KB.T.reshape(-1) for index_KB in batches[ranks.rank :: ranks.world_size]]
     return inputs.batches(split, here)

@@ -33,14 +33,14 @@ MADE = (".npy", ".json")
 
 
 class DamagedError(Exception):
-    """The content of a cache is incomplete or altered; it is made anew."""
+    """The content of a cache is incomplete or altered, so it has to be rebuilt."""
 
 
 def read_or_build(folder: Path, key: str, read: Callable[[Path], T], build: Callable[[Path], None]) -> T:
     """read(folder/key), after build() has filled it if it is missing, or damaged according to checksums or read.
 
-    build fills a temporary folder, which is renamed into place when complete, so `folder/key` is there as a whole
-    or not at all. A lock lets one process build while others wait. Anything else that was made in `folder` (other
+    build fills a temporary folder, which is renamed into place when complete, so `folder/key` is either complete
+    or absent. A lock lets one process build while others wait. Anything else that was built in `folder` (other
     keys, leftovers of a killed process) is deleted after a build; processes that have it mapped keep it.
     Raises: OSError if the cache cannot be written; whatever read and build raise.
     """
@@ -60,7 +60,7 @@ def read_or_build(folder: Path, key: str, read: Callable[[Path], T], build: Call
         try:
             build(half_made)
             write_text(half_made / CHECKSUMS, json.dumps(_checksums(half_made), indent=1))
-            if entry.exists():  # moved aside, and removed below as far as it is ours
+            if entry.exists():  # moved aside, and removed below if it is ours
                 entry.rename(folder / f"half-made-{uuid.uuid4().hex}")
             half_made.rename(entry)
             sync(folder)
@@ -96,8 +96,8 @@ def _remove(folder: Path) -> None:
 def _verify(entry: Path) -> None:
     """Compare the files of a cache with their checksums, once per machine and cache.
 
-    Which ones were compared is remembered by size, inode and times of change, in the user's own folder, since the
-    cache may be shared or read-only. 1 GB takes 0.3 s if its pages are in memory.
+    The user's own folder records which files were compared, by size, inode and times of change, since the cache
+    may be shared or read-only. 1 GB takes 0.3 s if its pages are in memory.
     Raises: DamagedError; OSError or ValueError if there are no readable checksums.
     """
     stamp = _stamp(entry)
@@ -127,7 +127,7 @@ def _stamp(entry: Path) -> str:
 
 
 def _remember(entry: Path, stamp: str) -> None:
-    with suppress(OSError, RuntimeError):  # without a folder of one's own, it is verified at each start
+    with suppress(OSError, RuntimeError):  # if the user has no such folder, verify at each start
         note = _note(entry)
         note.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(note) as file:
@@ -135,12 +135,12 @@ def _remember(entry: Path, stamp: str) -> None:
 
 
 def _note(entry: Path) -> Path:
-    """Where to remember which cache was verified on this machine; a cache of another key takes its place."""
+    """The file that records which cache was verified on this machine; a later key overwrites it."""
     return user_folder() / "verified" / digest(platform.node(), entry.parent)
 
 
 def user_folder() -> Path:
-    """The user's own folder for files that can be made again. Raises: RuntimeError if there is no home."""
+    """The user's own folder for files that can be recreated. Raises: RuntimeError if there is no home."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "normlab"
 
 
@@ -152,7 +152,7 @@ def digest(*parts: object) -> str:
 class ArrayWriter:
     """Writes a .npy file block by block along its first axis, and syncs it to disk when it closes.
 
-    It does so by plain writes, since a full disk is then an OSError; a memory map would end the process by SIGBUS.
+    It uses plain writes, for which a full disk is an OSError; with a memory map, SIGBUS would end the process.
     """
 
     def __init__(self, path: Path, row_shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -167,7 +167,7 @@ class ArrayWriter:
         self._rows += len(block)
 
     def _write_header(self) -> None:
-        """At the start of the file, in place of an earlier one: NumPy leaves room for any number of rows."""
+        """Write it at the start of the file, over an earlier one: NumPy leaves room for any number of rows."""
         self._file.seek(0)
         descr = np.lib.format.dtype_to_descr(self._dtype)
         header = {"descr": descr, "fortran_order": False, "shape": (self._rows, *self._row_shape)}
@@ -215,9 +215,9 @@ def map_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> torch.Tens
 
 
 class _Writable:
-    """A read-only array that does not say so: from_numpy would warn, and older DLPack cannot carry it."""
+    """A read-only array that claims to be writable: else from_numpy would warn, and older DLPack refuse it."""
 
     def __init__(self, array: np.ndarray) -> None:
-        self._array = array  # what numpy makes of this refers to this, and so to the array
+        self._array = array  # arrays made from this keep it, and so the array, alive
         address, _ = array.__array_interface__["data"]
         self.__array_interface__ = array.__array_interface__ | {"data": (address, False)}

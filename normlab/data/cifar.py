@@ -22,7 +22,7 @@ MOMENTS = {
 
 
 def read(cfg: CifarConfig, tell: Tell) -> Source:
-    """Both folders of CIFAR in memory, fetched into cfg.root where they are missing and cfg.download is set.
+    """CIFAR's train and test sets in memory, fetched into cfg.root if they are missing and cfg.download is set.
 
     Raises: ConfigError if they are missing or damaged and cannot be fetched.
     """
@@ -30,7 +30,7 @@ def read(cfg: CifarConfig, tell: Tell) -> Source:
         raise ConfigError(f"data.name={cfg.name} is not a CIFAR data set; choose {' or '.join(READERS)}.")
     try:
         train = _reader(cfg)
-    except (OSError, RuntimeError) as error:  # "Dataset not found or corrupted."; no right to read
+    except (OSError, RuntimeError) as error:  # "Dataset not found or corrupted."; no permission to read
         if not cfg.download:
             raise ConfigError(
                 f"data.root={cfg.root} holds no intact {cfg.name} ({_wanted(cfg)}) and data.download=false; "
@@ -55,19 +55,19 @@ def _wanted(cfg: CifarConfig) -> str:
 
 def _reader(cfg: CifarConfig, train: bool = True) -> datasets.CIFAR10:
     with warnings.catch_warnings():
-        # NumPy 2.4 on these pickles, which hold dtype(..., align=0); there is nothing that a user could do.
+        # NumPy 2.4 on these pickles, which hold dtype(..., align=0); users can do nothing about it.
         warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
         return READERS[cfg.name](cfg.root, train=train, download=False)
 
 
 def _download(cfg: CifarConfig) -> None:
-    """Fetch the archive once, however many ranks ask for it: the others find it when the lock is theirs."""
+    """Fetch the archive once, however many ranks ask for it: the others find it when they get the lock."""
     try:
         root = Path(os.path.expanduser(cfg.root))  # as torchvision does
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{cfg.name}.lock"):
             READERS[cfg.name](cfg.root, download=True)
-    except (OSError, RuntimeError) as error:  # no network; no right to write; a checksum that differs
+    except (OSError, RuntimeError) as error:  # no network; no permission to write; a wrong checksum
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"data.root={cfg.root} holds no intact {cfg.name} and it could not be fetched ({reason}); "

@@ -1,4 +1,4 @@
-"""Pictures with a class each that users name as module:name, read once into the cache that image folders have."""
+"""A user's own labelled pictures, named as module:name, read once into the same cache as image folders."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from normlab.data.listing import Tell, announce, cached
 from normlab.targets import call_target, named, said_in, source_file
 
 CACHE_VERSION = 1
-"""To be raised when the pixels or the files of the cache change."""
+"""Raise it when the pixels or the files of the cache change."""
 
 PROGRESS_EVERY = 256
 """Pictures between two lines of progress."""
@@ -34,10 +34,10 @@ Config = CustomDataConfig | CustomSegmentationDataConfig
 
 @dataclass(frozen=True)
 class Given:
-    """What the target gave."""
+    """What the target returned."""
 
     splits: dict[str, Any]
-    """Name -> what has a length, and (picture, label or mask) at each index."""
+    """Name -> an object with a length, and with (picture, label or mask) at each index."""
 
     classes: list[str] | None
 
@@ -47,10 +47,10 @@ class Given:
 
 
 def read(cfg: CustomDataConfig, tell: Tell) -> Source:
-    """What `data.target` gives for `data.args`, out of the cache, which is made first where it is missing.
+    """What `data.target` returns for `data.args`, from the cache, which is built first if it is missing.
 
-    The cache is made again when the target's file, its arguments or the length of a split change; what else the
-    data depend on, it cannot know.
+    The cache is rebuilt when the target's file, its arguments or the length of a split change; it cannot know what
+    else the data depend on.
     Raises: ConfigError that names the target.
     """
     given = call(cfg)
@@ -62,7 +62,7 @@ def read(cfg: CustomDataConfig, tell: Tell) -> Source:
 
 
 def place(cfg: Config, *parts: object) -> tuple[Path, int | None, str]:
-    """Where a cache lies, as `cached` takes it: what stands for its root, its size, and a key made of `parts`."""
+    """Where `cached` looks for the cache: a stand-in for the root, the size, and a key made from `parts`."""
     file = source_file("data.target", cfg.target)
     source_code = hashlib.sha256(file.read_bytes()).hexdigest()
     root = file.with_name(f"{cfg.name}-{digest(json.dumps(cfg.args, sort_keys=True))}")
@@ -70,7 +70,7 @@ def place(cfg: Config, *parts: object) -> tuple[Path, int | None, str]:
 
 
 def call(cfg: Config) -> Given:
-    """What `data.target` gives for `data.args`. Raises: ConfigError that names the target."""
+    """What `data.target` returns for `data.args`. Raises: ConfigError that names the target."""
     made = call_target("data.target", cfg.target, cfg.args)
     names = {"train", "test", "val", "classes"}
     if not isinstance(made, Mapping) or not {"train", "test"} <= made.keys() <= names:
@@ -134,7 +134,7 @@ def _sample(cfg: CustomDataConfig, given: Given, split: str, index: int) -> tupl
     """A picture (size, size, 3) uint8, and its label. Raises: ConfigError that names them."""
     where, pixels, label = picture_of(cfg, given, split, index)
     try:
-        label = operator.index(label)  # of NumPy and torch too
+        label = operator.index(label)  # also for NumPy's and torch's integers
     except TypeError:
         raise ConfigError(f"{where} has the label {label}; let it be the number of the class, from 0.") from None
     if label < 0 or (given.classes is not None and label >= len(given.classes)):
@@ -149,7 +149,7 @@ def _sample(cfg: CustomDataConfig, given: Given, split: str, index: int) -> tupl
 
 
 def picture_of(cfg: Config, given: Given, split: str, index: int) -> tuple[str, Image.Image, Any]:
-    """What errors call a sample, its picture in RGB, and its label or mask as given. Raises: ConfigError."""
+    """(the sample's name in errors, its picture in RGB, its label or mask as given). Raises: ConfigError."""
     where, second = f"data.target={cfg.target}: {split}[{index}]", _second(cfg)
     try:
         sample = given.splits[split][index]
@@ -164,7 +164,7 @@ def picture_of(cfg: Config, given: Given, split: str, index: int) -> tuple[str, 
     picture, other = sample
     try:
         pixels = _rgb(picture)
-    except ValueError as error:  # of what is grey by no known scale
+    except ValueError as error:  # grey values of unknown scale
         raise ConfigError(f"{where} is a picture of {error}.") from error
     except (OSError, SyntaxError) as error:  # Pillow decodes a file only now
         raise ConfigError(f"{where} has a picture that cannot be read: {said_in(error)}.") from error

@@ -1,4 +1,4 @@
-"""Pictures with masks that users name as module:name, read once into the cache that folders of masks have."""
+"""A user's own pictures with masks, named as module:name, read once into the same cache as folders of masks."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -32,7 +32,7 @@ from normlab.targets import named, said_in
 
 
 def read(cfg: CustomSegmentationDataConfig, tell: Tell) -> Source:
-    """What `data.target` gives for `data.args`, out of a cache that is kept as `custom.read` keeps its own.
+    """What `data.target` returns for `data.args`, from a cache that is kept as `custom.read` keeps its own.
 
     Raises: ConfigError that names the target.
     """
@@ -95,7 +95,7 @@ def _values(mask: Any) -> np.ndarray | None:
     """The integers (H, W) of a mask, or None if it has none."""
     if isinstance(mask, Image.Image) and mask.mode not in OF_INDICES:
         return None
-    if isinstance(mask, ImageFile) and mask.tile:  # not decoded yet: it still tells how the file holds values
+    if isinstance(mask, ImageFile) and mask.tile:  # not decoded yet: the file's own values can still be read
         return grey_values(mask)
     if isinstance(mask, torch.Tensor):
         mask = None if mask.is_floating_point() else mask.cpu().numpy()  # NumPy has no bfloat16

@@ -16,7 +16,7 @@ class Split(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where its pictures are, and where the indices that `take` is given have to be."""
+        """Where its pictures are, and where the indices given to `take` must be."""
 
     def __len__(self) -> int: ...
 
@@ -109,7 +109,7 @@ class MaskedImages:
         return torch.stack(images), torch.stack(masks).long()
 
     def all_ignored(self) -> bool:
-        """Whether no pixel counts. Stops at the first mask with one that does, mostly the very first."""
+        """Whether every pixel is ignored. Stops at the first mask with one that is not, usually the very first."""
         return all(bool((self.sample(index)[1] == IGNORED).all()) for index in range(len(self)))
 
     def only_class(self) -> int | None:
@@ -150,7 +150,7 @@ class Source:
     mean_C: torch.Tensor
     std_C: torch.Tensor
     val: Split | None = None
-    """Only of data that have a val folder beside the test folder."""
+    """Only for data that have a val folder beside the test folder."""
     notes: tuple[str, ...] = ()
     """Lines that the user should see before a run."""
     palette_K3: torch.Tensor | None = None
@@ -176,7 +176,7 @@ class Dataset:
     """Their names; a label is a position here."""
 
     fingerprint: str
-    """A hash of the source's content, wherever it lies; part of a run's identity."""
+    """A hash of the source's content, not of its path; part of a run's identity."""
 
     mean_C: torch.Tensor
     """float64, per channel, of the source's training pixels scaled to [0, 1]; or data.input_mean."""
@@ -192,13 +192,13 @@ class Dataset:
 
 
 GPU_SHARE = 1 / 16
-"""Of a GPU's memory: labelled images that take no more are kept there."""
+"""The share of a GPU's memory that labelled images may take to be kept there."""
 
 
 def near(dataset: Dataset, device: torch.device) -> Dataset:
-    """The data as a run on `device` keeps them: labelled images that fit easily are in a GPU's memory.
+    """The data as a run on `device` keeps them: labelled images that fit easily move into a GPU's memory.
 
-    A batch is then cut out, augmented and normalised there; only the order of an epoch comes from the host.
+    Batches are then assembled, augmented and normalised there; only the order of an epoch comes from the host.
     """
     if device.type != "cuda":
         return dataset
@@ -231,7 +231,7 @@ def split_source(source: Source, cfg: DataConfig) -> Dataset:
     Both follow one fixed permutation: val is its beginning, train comes next. So neither depends on the run's
     seed, val does not depend on train_samples, and a smaller subset is part of a larger one.
     Raises: ConfigError if train or val would be empty, if train_samples is more than there are, if every pixel of
-    a split is ignored, or if the training masks hold one class alone.
+    a split is ignored, or if the training masks hold only one class.
     """
     total = len(source.train)
     num_val = round(total * cfg.val_fraction)

@@ -1,4 +1,4 @@
-"""Image files to uint8 pixels, by a small pool of threads."""
+"""Decoding image files to uint8 pixels in a small pool of threads."""
 
 import os
 from collections import deque
@@ -18,10 +18,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-"""Files with these suffixes, in upper or lower case, are taken for images."""
+"""Files with these suffixes, in upper or lower case, are treated as images."""
 
 BLOCK, BLOCK_BYTES = 256, 2**25
-"""A thread decodes at most so many images, and so many bytes, at a time; at least one image."""
+"""A thread decodes at most this many images and bytes at a time, but at least one image."""
 
 LONGEST = 8
 """The longest aspect ratio that is resized as a whole; the ends of longer pictures are cut off first.
@@ -31,7 +31,7 @@ A picture of 65000 x 1 pixels would take 10 GB on its way to a square of 224.
 
 
 def decode_all(paths: list[str], size: int) -> Iterator[np.ndarray]:
-    """The images in order, in blocks of uint8 (n, size, size, 3), of which few are in memory at once.
+    """The images in order, in blocks of uint8 (n, size, size, 3), only a few of which are in memory at once.
 
     Raises: ConfigError naming the first image that cannot be read.
     """
@@ -45,7 +45,7 @@ def in_threads(
 ) -> Iterator[Result]:
     """work(item) for each item, in order, by a pool of threads, which ends with the iterator.
 
-    At most `ahead` results (default: 2 per worker) are in memory besides the one that is given. The default of
+    At most `ahead` results (default: 2 per worker) are in memory besides the current one. The default of
     `workers` is small.
     """
     workers = workers or min(8, os.cpu_count() or 1)
@@ -65,7 +65,7 @@ def in_threads(
 
 
 class UnreadableError(ConfigError):
-    """An image file that cannot be read. While a run trains, only the rank that reads it knows."""
+    """An image file that cannot be read. During training, only the rank that reads it knows."""
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def opened(path: str) -> Iterator[Image.Image]:
 def as_rgb(image: Image.Image) -> Image.Image:
     """The image in 8-bit RGB, whatever its mode; transparent pixels keep their stored colour.
 
-    Raises: ValueError for grey values for which the format defines no black and white.
+    Raises: ValueError for grey values whose black and white the format does not define.
     """
     if image.mode.startswith(("I", "F")):
         image = _grey_of_8_bits(image)
@@ -97,7 +97,7 @@ def _grey_of_8_bits(image: Image.Image) -> Image.Image:
     Pillow's own conversion clips, so everything above 255 would be white. Floats, signed and 32-bit integers hold
     heights, counts or shares, and the file does not define which range to show.
     """
-    # The range of "I" is known for PGM alone, where Pillow scales it from the file's own maximum to 65535.
+    # The range of "I" is known only for PGM, where Pillow scales the file's own maximum to 65535.
     if not image.mode.startswith("I;16") and (image.mode, image.format) != ("I", "PPM"):
         kind = "floats" if image.mode == "F" else "signed or 32-bit integers"
         raise ValueError(f"{kind}, with no defined black and white; save it with 8 or 16 bits")
@@ -112,7 +112,7 @@ def _grey_of_8_bits(image: Image.Image) -> Image.Image:
 def grey_values(image: Image.Image) -> np.ndarray:
     """The numbers in a grey or palette file: (H, W) int64.
 
-    Pillow stretches those of 2 and 4 bits to 0..255, and a PGM's from 0..its maximum to 0..255 or 0..65535.
+    Undoes Pillow's stretching: of 2 and 4 bits to 0..255, and of a PGM's 0..maximum to 0..255 or 0..65535.
     """
     assert isinstance(image, ImageFile)
     *_, codec = image.tile[0]
@@ -125,7 +125,7 @@ def grey_values(image: Image.Image) -> np.ndarray:
 
 
 def decode(path: str, size: int) -> np.ndarray:
-    """One image by `as_rgb` and `as_square`: (size, size, 3) uint8. Raises: ConfigError naming the file."""
+    """One image after `as_rgb` and `as_square`: (size, size, 3) uint8. Raises: ConfigError naming the file."""
     with opened(path) as image:
         image.draft("RGB", (2 * size, 2 * size))  # decode no more of a large JPEG than is needed
         pixels = as_rgb(image)

@@ -1,7 +1,7 @@
-"""Folders of images, a folder a class: decoded once into a memory-mapped cache of uint8 pixels, or streamed.
+"""Folders of images, one folder per class: decoded once into a memory-mapped cache of uint8 pixels, or streamed.
 
 The cache of <root> lies at <cache_dir>/<root's name>-<hash of its path and image_size>/<hash of its files>:
-a file that is added, removed or changed makes another cache, and the old one is deleted.
+adding, removing or changing a file makes a new cache, and the old one is deleted.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ from normlab.data.order import fixed_permutation
 from normlab.data.streamed import IMAGENET_MEAN, IMAGENET_STD, StreamedImages
 
 CACHE_VERSION = 2
-"""To be raised when the pixels or the files of the cache change."""
+"""Raise it when the pixels or the files of the cache change."""
 
 OF_PICTURES = {"images", "image", "imgs", "img", "pictures", "jpegimages", "leftimg8bit"}
 OF_MASKS = {"masks", "mask", "labels", "label", "annotations", "annotation", "segmentationclass", "gtfine", "gt"}
@@ -47,7 +47,7 @@ SHOWN = 20
 """How many classes are listed with their counts."""
 
 PROBED = 256
-"""How many files' content is in the fingerprint of streamed images, beside the names and sizes of all."""
+"""Files whose content enters the fingerprint of streamed images, beside the names and sizes of all."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ class Listing:
 
 
 def read(cfg: ImageFolderConfig, tell: Tell) -> Source:
-    """Train, test and val of cfg.root: out of the cache, which is made first where it is missing, or streamed.
+    """Train, test and val of cfg.root: from the cache, which is built first if it is missing, or streamed.
 
-    Where there is but one of test and val, it is test.
-    Raises: ConfigError, naming the folder or file that stands in the way.
+    If only one of test and val exists, it is used as test.
+    Raises: ConfigError naming the folder or file that cannot be used.
     """
     root = data_root(cfg.root, "train/<class>/ and test/<class>/ (or val/<class>/, or both)")
     found = listed(cfg, root, partial(_look, root))
@@ -126,13 +126,13 @@ def _list(root: Path, split: str) -> Listing:
 
 
 def _with_labels_of(classes: list[str], listing: Listing) -> Listing:
-    """A listing with its labels counted in `classes`, of which it may lack some."""
+    """A listing whose labels are positions in `classes`, some of which it may lack."""
     labels = [classes.index(name) for name in listing.classes]
     return replace(listing, labels=[labels[label] for label in listing.labels], classes=classes)
 
 
 def _describe(root: Path, listings: dict[str, Listing]) -> tuple[str, ...]:
-    """What was found, so that a folder that is not a class is seen before anything is trained."""
+    """What was found, so that users notice a folder that is not a class before training."""
     classes = listings["train"].classes
     counts = [np.bincount(listing.labels, minlength=len(classes)) for listing in listings.values()]
     shown = [f"{name} {' + '.join(str(of[i]) for of in counts)}" for i, name in enumerate(classes[:SHOWN])]
@@ -151,7 +151,7 @@ def _describe(root: Path, listings: dict[str, Listing]) -> tuple[str, ...]:
 
 
 def _streamed(listings: dict[str, Listing], size: int) -> Source:
-    """The images as they are in their files, none of which is decoded here."""
+    """The images as they are in their files; nothing is decoded here."""
     splits = {
         split: StreamedImages(listing.paths, torch.tensor(listing.labels), size)
         for split, listing in listings.items()
@@ -168,10 +168,10 @@ def _streamed(listings: dict[str, Listing], size: int) -> Source:
 
 
 def _fingerprint(listings: dict[str, Listing]) -> str:
-    """A hash of every file's name and size, and of what is in PROBED of each split's, always the same ones.
+    """A hash of every file's name and size, and of the content of PROBED files per split, always the same ones.
 
-    A million files are not read through at every start. So files that keep their size when they change may go
-    unnoticed; if they are as many as 1 in 50, this happens in fewer than 1 of 100 cases.
+    A million files cannot be read at every start, so changes that keep a file's size may go unnoticed. If 1 file
+    in 50 has changed, that happens in fewer than 1 of 100 cases.
     """
     content = hashlib.blake2b(digest_size=16)
     for listing in listings.values():

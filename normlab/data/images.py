@@ -1,4 +1,4 @@
-"""The cache of labelled images of one size, and what lies beside the pixels of any cache."""
+"""The cache of labelled images of one size, and the metadata beside the pixels of any cache."""
 
 import json
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ UINT8, INT64 = np.dtype(np.uint8), np.dtype(np.int64)
 
 
 def write_meta(folder: Path, version: int, classes: list[str], moments: PixelMoments, fingerprint: str) -> None:
-    """What `read_meta` reads: names of the classes, a hash of the content, and the training pixels' moments."""
+    """Write what `read_meta` reads: class names, a hash of the content, and the training pixels' moments."""
     mean_C, std_C = moments.result()
     meta = {
         "version": version,
@@ -37,7 +37,7 @@ class Meta:
 
 
 def read_meta(folder: Path, version: int, classes: list[str] | None) -> Meta:
-    """What lies beside the pixels. Of classes that are not given, the file tells. Raises: DamagedError."""
+    """The metadata beside the pixels. Unless given, classes come from the file. Raises: DamagedError."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         fingerprint = str(meta["fingerprint"])
@@ -55,7 +55,7 @@ def read_meta(folder: Path, version: int, classes: list[str] | None) -> Meta:
 def open_images(
     folder: Path, version: int, sizes: dict[str, int], size: int, classes: list[str] | None = None
 ) -> Source:
-    """The splits of `sizes` images each, memory-mapped. Of classes that are not given, the file tells.
+    """The splits of `sizes` images each, memory-mapped. Unless given, classes come from the file.
 
     Raises: DamagedError.
     """

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Tell(Protocol):
-    """Tells the user what is being made for the first time and, if there is a total, how much of it is done."""
+    """Tells the user what is being made for the first time and, given a total, how much of it is done."""
 
     def __call__(self, text: str, done: int = 0, total: int = 0) -> None: ...
 
@@ -43,7 +43,7 @@ def held_out_folders(root: Path) -> list[str]:
 def entries(folder: str) -> list[tuple[str, os.stat_result]]:
     """Path and status of each entry of a folder, by name; links are followed, hidden entries left out.
 
-    Raises: ConfigError if the folder or an entry cannot be read, such as a link to nothing or to itself.
+    Raises: ConfigError if the folder or an entry cannot be read, such as a broken or circular link.
     """
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
@@ -66,7 +66,7 @@ def _unreadable(path: str, error: OSError) -> ConfigError:
 
 
 def file_status(path: str) -> os.stat_result:
-    """os.stat of a regular file. Raises: ConfigError for anything else, such as a pipe, which has no end."""
+    """os.stat of a regular file. Raises: ConfigError for anything else, such as a pipe, which never ends."""
     found = status(path)
     _require_file(path, found)
     return found
@@ -109,10 +109,10 @@ def files_under(folder: str) -> list[tuple[str, int, int]]:
 
 
 def listed(cfg: ImageFolderConfig | MaskFilesConfig, root: Path, look: Callable[[], Any]) -> Any:
-    """What look() finds below `root`, in terms of JSON; without cfg.check_files, what it found the first time.
+    """What look() finds below `root`, as JSON values; without cfg.check_files, what it found the first time.
 
-    That is kept at <cache_dir>/<root's name>-<hash of its path and of cfg.name>.files.json from the first call
-    without cfg.check_files, and brought up to date by every later one with it.
+    The first call without cfg.check_files writes that to <cache_dir>/<root's name>-<hash of its path and of
+    cfg.name>.files.json, and every later call with it updates the file.
     Raises: ConfigError if it cannot be written; whatever look raises.
     """
     caches = _caches(cfg.cache_dir)
@@ -132,7 +132,7 @@ def listed(cfg: ImageFolderConfig | MaskFilesConfig, root: Path, look: Callable[
     except OSError as error:
         if not cfg.check_files:
             raise _unwritable(caches, error) from error
-        # A shared cache may be read-only; whoever can write to it brings the list up to date.
+        # A shared cache may be read-only; users who can write to it update the list.
     return found
 
 
@@ -154,7 +154,7 @@ def cached(
     try:
         return read_or_build(folder, key, read, build)
     except OSError as error:
-        # A cache that exists and yet has to be written is damaged. If it is shared, its owner should know.
+        # An existing cache that has to be written is damaged. If it is shared, its owner should know.
         damaged = f", and {folder / key} is damaged" if os.path.exists(folder / key) else ""
         raise _unwritable(caches, error, damaged) from error
 
@@ -174,7 +174,7 @@ def _unwritable(caches: Path, error: OSError, damaged: str = "") -> ConfigError:
 
 
 def announce(folder: Path, what: str, size: int, tell: Tell) -> None:
-    """Tell how many bytes will be decoded, and where to. Raises: ConfigError if the disk has no room for them."""
+    """Tell how many bytes will be decoded, and to where. Raises: ConfigError if the disk has no room for them."""
     tell(f"decoding {what} into {folder.parent} ({gigabytes(size)})")
     free = shutil.disk_usage(folder).free
     if size > free:

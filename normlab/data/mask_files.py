@@ -39,7 +39,7 @@ def read_pairs(
     palette_K3: torch.Tensor,
     tell: Tell,
 ) -> Source:
-    """The pictures and masks of train, of test, and of val where there is one, out of the cache.
+    """The pictures and masks of train, test and, if there is one, val, from the cache.
 
     `find` finds their files. Raises: ConfigError naming the file that cannot be used.
     """
@@ -80,7 +80,7 @@ def _build(
 
 
 def _size(pair: Pair, size: int | None) -> tuple[int, int]:
-    """Width and height of a picture in the cache. Raises: ConfigError where its mask has others."""
+    """Width and height of a picture in the cache. Raises: ConfigError if its mask differs."""
     with opened(pair[0]) as image, opened(pair[1]) as mask:
         if image.size != mask.size:
             sizes = ["x".join(map(str, one.size)) for one in (image, mask)]
@@ -91,7 +91,7 @@ def _size(pair: Pair, size: int | None) -> tuple[int, int]:
 
 
 def _is_turned(path: str) -> bool:
-    """Whether the file asks to be shown rotated or mirrored, as a phone's do. A mask may be drawn either way."""
+    """Whether the file's EXIF asks for rotation or mirroring, as from phones. A mask may be drawn either way."""
     with opened(path) as image:
         return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
 
@@ -106,7 +106,7 @@ def _decode(pair: Pair, *, labels: Labels, size: int | None) -> Sample:
 
 
 def _values(mask: Image.Image, path: str, *, in_colours: bool) -> np.ndarray:
-    """(H, W) int64: what stands for a class. Raises: ConfigError for a picture in colours that has no map."""
+    """(H, W) int64: the values that stand for classes. Raises: ConfigError for colours without a map."""
     if in_colours:
         channels_HWC = np.asarray(as_rgb(mask)).astype(np.int64)
         return channels_HWC @ np.array([65536, 256, 1])

@@ -1,4 +1,4 @@
-"""Pictures and masks of one's own: images/ and masks/ under train/ and under val/, test/ or both."""
+"""A user's own pictures and masks: images/ and masks/ under train/ and under val/, test/ or both."""
 
 import os
 from functools import partial
@@ -15,13 +15,13 @@ from normlab.data.masks import Labels, index_labels, palette
 
 EXPECTED = "train/images/, train/masks/, and the same under val/, test/ or both"
 VOID = "void"
-"""Name in a colour map of what is ignored."""
+"""The name of ignored colours in a colour map."""
 
 
 def read(cfg: MaskFolderConfig, tell: Tell) -> Source:
-    """Train, test and val of cfg.root; where there is but one of test and val, it is test.
+    """Train, test and val of cfg.root; if only one of test and val exists, it is used as test.
 
-    Raises: ConfigError naming the folder or file that stands in the way.
+    Raises: ConfigError naming the folder or file that cannot be used.
     """
     root = data_root(cfg.root, EXPECTED)
     labels, palette_K3 = (_by_colour if cfg.colour_map else _by_index)(cfg)
@@ -53,7 +53,7 @@ def _pairs(root: Path, split: str) -> list[Pair]:
 
 
 def _by_stem(folder: Path) -> dict[str, str]:
-    """Name below the folder, without suffix -> path, of each image file."""
+    """Path below the folder, without suffix -> full path of each image file."""
     if not os.path.isdir(folder):
         raise ConfigError(f"{folder} is not a folder; data.root must hold {EXPECTED}.")
     found: dict[str, str] = {}
@@ -77,7 +77,7 @@ def _by_index(cfg: MaskFolderConfig) -> tuple[Labels, torch.Tensor]:
 
 
 def _by_colour(cfg: MaskFolderConfig) -> tuple[Labels, torch.Tensor]:
-    """The classes of cfg.colour_map in the order of its lines; lines of one name are one class."""
+    """The classes of cfg.colour_map in the order of its lines; lines with the same name are one class."""
     assert cfg.colour_map is not None
     colour_map = os.path.expanduser(cfg.colour_map)
     try:

@@ -16,13 +16,13 @@ from normlab.data.dataset import IGNORED, MaskedImages, PixelMoments, Source
 from normlab.data.images import INT64, UINT8, read_meta, write_meta
 
 CACHE_VERSION = 2
-"""To be raised when the pixels or the files of the cache change."""
+"""Raise it when the pixels or the files of the cache change."""
 
 OF_INDICES = ("1", "L", "P", "I", "I;16", "I;16B")
 """Pillow's modes of pictures that can hold an index for each pixel."""
 
 LARGEST = 2 * 2**30 // 12
-"""Most pixels of a resized picture: what Pillow allows when it reads one."""
+"""The most pixels of a resized picture: the limit at which Pillow refuses to read one."""
 
 Sample = tuple[np.ndarray, np.ndarray]
 """A picture (H, W, 3) and its mask (H, W), uint8."""
@@ -45,7 +45,7 @@ class Labels:
     def of(self, values_HW: np.ndarray, where: str) -> np.ndarray:
         """The class of each pixel, or IGNORED: (H, W) uint8.
 
-        Raises: ConfigError that begins with `where`, if a value has no meaning.
+        Raises: ConfigError that begins with `where` if a value has no meaning.
         """
         found, places = np.unique(values_HW, return_inverse=True)
         unknown = [value for value in found.tolist() if value not in self.of_value]
@@ -77,7 +77,7 @@ def rgb(value: int) -> tuple[int, int, int]:
 def scaled_size(width_height: tuple[int, int], size: int | None, where: str) -> tuple[int, int]:
     """Width and height once the shorter side is resized to `size`.
 
-    Raises: ConfigError that begins with `where`, if they are too many pixels.
+    Raises: ConfigError that begins with `where` if there are too many pixels.
     """
     scale = 1.0 if size is None else size / min(width_height)
     width, height = (max(1, round(side * scale)) for side in width_height)
@@ -89,7 +89,7 @@ def scaled_size(width_height: tuple[int, int], size: int | None, where: str) -> 
 
 
 def resized(pixels: Image.Image, labels_HW: np.ndarray, width_height: tuple[int, int]) -> Sample:
-    """An RGB picture, bilinear, and the class of each pixel, of the nearest, at another size."""
+    """An RGB picture and the class of each pixel at another size: bilinear, and that of the nearest pixel."""
     if pixels.size != width_height:
         pixels = pixels.resize(width_height, Image.Resampling.BILINEAR)
         labels_HW = np.asarray(Image.fromarray(labels_HW).resize(width_height, Image.Resampling.NEAREST))
@@ -101,7 +101,7 @@ def write_masks(
 ) -> None:
     """Write every sample into `folder`, with the content's fingerprint and the training pixels' moments.
 
-    told(n) is called after the nth sample of all.
+    told(n) is called after the nth sample overall.
     """
     content = hashlib.blake2b(json.dumps(classes).encode(), digest_size=16)
     moments = PixelMoments()
@@ -139,7 +139,7 @@ def _places(sizes: list[tuple[int, ...]]) -> np.ndarray:
 
 
 def open_masks(folder: Path, *, counts: dict[str, int], classes: list[str], palette_K3: torch.Tensor) -> Source:
-    """What `write_masks` wrote, memory-mapped: so many samples of each split. Raises: DamagedError."""
+    """What `write_masks` wrote, memory-mapped: `counts` samples of each split. Raises: DamagedError."""
     meta = read_meta(folder, CACHE_VERSION, classes)
     splits = {split: _map_split(folder, split, count) for split, count in counts.items()}
     return Source(
@@ -165,9 +165,9 @@ def _map_split(folder: Path, split: str, count: int) -> MaskedImages:
 
 
 def palette(count: int, *, background: bool = False) -> torch.Tensor:
-    """(count, 3) uint8: colours that differ from their neighbours, for classes that bring none of their own.
+    """(count, 3) uint8: colours that differ from their neighbours, for classes without colours of their own.
 
-    `background`: the first class is one, in dark grey.
+    `background`: the first class is the background, in dark grey.
     """
     hue_K = torch.arange(count) * 0.618034 % 1
     value_K = torch.tensor([0.95, 0.7, 0.45])[torch.arange(count) % 3]

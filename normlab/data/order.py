@@ -1,4 +1,4 @@
-"""The order of samples: a function of (seed, epoch) alone, whatever the ranks (invariant 1)."""
+"""The order of samples: a function of (seed, epoch) alone, independent of the ranks (invariant 1)."""
 
 import hashlib
 from enum import IntEnum
@@ -10,7 +10,7 @@ from normlab.config import ConfigError
 
 
 class Stream(IntEnum):
-    """The purpose of random words. Each purpose has its own stream, so that none shifts another."""
+    """The purpose of random words. Each has its own stream, so that none shifts another."""
 
     order = 0
     augment = 1
@@ -32,8 +32,8 @@ def stream_of(purpose: str) -> int:
 def random_words(count: int, *, seed: int, epoch: int, stream: int) -> np.ndarray:
     """`count` uniform uint64 words, a pure function of the arguments; fewer are a prefix of more.
 
-    They are raw words of the counter-based Philox, which NumPy keeps the same in all versions. It does not
-    promise that for what a Generator derives from them.
+    They are raw words of the counter-based Philox, which NumPy keeps the same in all versions, unlike the numbers
+    that a Generator derives from them.
     """
     key = np.array([seed % 2**64, stream], dtype=np.uint64)
     counter = np.array([0, 0, epoch, 0], dtype=np.uint64)
@@ -57,7 +57,7 @@ def fixed_permutation(count: int) -> torch.Tensor:
 
 
 def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
-    """The number of whole global batches in the data; an incomplete last one is dropped.
+    """The number of complete global batches in the data; an incomplete last one is dropped.
 
     Raises: ConfigError if there is none.
     """
@@ -72,7 +72,7 @@ def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
 def epoch_order(
     num_samples: int, *, seed: int, epoch: int, accumulate: int, logical_ranks: int, batch_size: int
 ) -> torch.Tensor:
-    """The samples of an epoch, by index: (steps, accumulate, logical_ranks, batch_size) int64.
+    """The sample indices of an epoch: (steps, accumulate, logical_ranks, batch_size) int64.
 
     Step t has the same samples in the same order however the global batch is split.
     """

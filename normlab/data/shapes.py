@@ -1,6 +1,6 @@
-"""Pictures of ten shapes, 32x32 RGB, drawn in the process: real enough a task, and nothing to download.
+"""Pictures of ten shapes, 32x32 RGB, drawn in the process: a realistic enough task with nothing to download.
 
-Each picture shows one shape at a random place, size, turn and colour, on a lit and textured ground, between
+Each picture shows one shape at a random place, size, angle and colour, on a lit and textured ground, between
 distractors and under noise. Edges are anti-aliased by the signed distance to them.
 """
 
@@ -16,11 +16,11 @@ from normlab.data.listing import Tell
 from normlab.data.order import Stream, random_words
 
 VERSION = 1
-"""To be raised when any pixel changes."""
+"""Raise it when any pixel changes."""
 
 SIDE = 32
 CHUNK = 100
-"""Pictures drawn at once, always whole: so a larger set begins with the smaller one."""
+"""Pictures drawn at once, always in full, so that a larger set begins with the smaller one."""
 
 
 # --- shapes: signed distance (negative inside) in the shape's own frame, where it fills the unit disc ----
@@ -70,7 +70,7 @@ def _corner(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    # The pentagram is what lies outside of at most one side of its inner pentagon.
+    # The pentagram is the set of points outside at most one side of its inner pentagon.
     return _two_furthest_sides(u, v, 5)[1] - np.float32(0.33)
 
 
@@ -130,7 +130,7 @@ class Dice:
 def local_frame(
     x_N: np.ndarray, y_N: np.ndarray, radius_N: np.ndarray, turn_N: np.ndarray, side: int = SIDE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates (u, v), each (n, side, side), of every pixel as seen from shapes at (x, y), in radii."""
+    """Coordinates (u, v), each (n, side, side), of every pixel in the frames of shapes at (x, y), in radii."""
     axis = np.arange(side, dtype=np.float32)
     cos, sin = (np.float32(1) / radius_N) * np.cos(turn_N), (np.float32(1) / radius_N) * np.sin(turn_N)
     across, down = axis - x_N[:, None], axis - y_N[:, None]
@@ -140,12 +140,12 @@ def local_frame(
 
 
 def coverage(distance_NHW: np.ndarray, radius_N: np.ndarray) -> np.ndarray:
-    """Share of each pixel inside a shape, in [0, 1], from the distance in radii to its edge."""
+    """The share of each pixel inside a shape, in [0, 1], from the distance in radii to its edge."""
     return np.clip(np.float32(0.5) - distance_NHW * radius_N[:, None, None], 0, 1)
 
 
 def paint(images_NCHW: np.ndarray, share_NHW: np.ndarray, colour_NC: np.ndarray) -> None:
-    """Lay a colour over each picture, in place, where a share of each pixel says so."""
+    """Blend a colour into each picture, in place, by a share per pixel."""
     for channel in range(3):
         plane = images_NCHW[:, channel]
         plane += share_NHW * (colour_NC[:, channel, None, None] - plane)
@@ -208,7 +208,7 @@ def _draw_chunk(dice: Dice, count: int) -> np.ndarray:
 
 
 def to_uint8(images_NCHW: np.ndarray) -> np.ndarray:
-    """(n, H, W, 3) bytes of planes in [0, 1]; what lies outside is cut off."""
+    """(n, H, W, 3) bytes from planes in [0, 1]; values outside are clipped."""
     pixels = np.clip(images_NCHW * np.float32(255) + np.float32(0.5), 0, 255).astype(np.uint8)
     return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 
@@ -225,7 +225,7 @@ def draw(count: int, stream: Stream) -> LabelledImages:
 
 
 def read(cfg: ShapesConfig, tell: Tell) -> Source:
-    """cfg.num_train and cfg.num_test pictures, the same in every process; more begin with fewer."""
+    """cfg.num_train and cfg.num_test pictures, the same in every process; larger sets begin with smaller ones."""
     train = draw(cfg.num_train, Stream.shapes_train)
     moments = PixelMoments()
     moments.add(train.images_BHWC.numpy())

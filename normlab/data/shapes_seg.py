@@ -1,7 +1,7 @@
 """Pictures of several of the ten shapes, 64x64 RGB, with the class of each pixel: nothing to download.
 
-Drawn as `shapes` draws, with the same grounds, colours and noise. A pixel that an edge runs through belongs to
-neither side: it is ignored, as borders are in Pascal VOC.
+Drawn like `shapes`, with the same grounds, colours and noise. A pixel that an edge runs through belongs to
+neither side: it is ignored, like borders in Pascal VOC.
 """
 
 import numpy as np
@@ -15,14 +15,14 @@ from normlab.data.order import Stream, random_words
 from normlab.data.shapes import SHAPES, Dice, coverage, differing, ground, local_frame, paint, to_uint8
 
 VERSION = 1
-"""To be raised when any pixel changes."""
+"""Raise it when any pixel changes."""
 
 SIDE = 64
 CHUNK = 50
-"""Pictures drawn at once, always whole: so a larger set begins with the smaller one."""
+"""Pictures drawn at once, always in full, so that a larger set begins with the smaller one."""
 
 OBJECTS = 4
-"""Places for shapes in a picture: the last is always taken, each other one in two pictures of three."""
+"""Places for shapes in a picture: the last is always taken, the others each in two pictures out of three."""
 
 CLASSES = ["background", *SHAPES]
 
@@ -67,7 +67,7 @@ def draw(count: int, stream: Stream) -> MaskedImages:
 
 
 def read(cfg: ShapesSegConfig, tell: Tell) -> Source:
-    """cfg.num_train and cfg.num_test pictures, the same in every process; more begin with fewer."""
+    """cfg.num_train and cfg.num_test pictures, the same in every process; larger sets begin with smaller ones."""
     train = draw(cfg.num_train, Stream.shapes_seg_train)
     moments = PixelMoments()
     moments.add(train.pixels.view(-1, 3).numpy())

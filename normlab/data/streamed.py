@@ -1,4 +1,4 @@
-"""Images that are read from their files whenever they are needed, because their pixels are too many to keep."""
+"""Images that are read from their files whenever they are needed, because they have too many pixels to keep."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,13 +15,13 @@ from normlab.data.decode import LONGEST, as_rgb, opened
 from normlab.data.order import Stream, random_words, unit
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Per channel, of pixels in [0, 1], as torchvision uses them. Computing a data set's own would cost a pass."""
+"""Per channel, of pixels in [0, 1], as torchvision uses them. Computing a data set's own would take a pass."""
 
 CENTRE = 0.875
 """In evaluation the shorter side is resized to size / CENTRE (256 for 224) before the centre is cut out."""
 
 AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
-"""Share of the picture, and width / height, of a random part; and how often they are drawn until one fits."""
+"""Share of the picture and width / height of a random part, and how often they are drawn until one fits."""
 
 NUM_DRAWS = 2 * TRIES + 3
 """Area and ratio of each try, row, column, flip."""
@@ -40,7 +40,7 @@ class StreamedImages:
     """int64, one for each of paths."""
 
     size: int
-    """Side in pixels of what is cut out of each image."""
+    """Side in pixels of the square cut out of each image."""
 
     @property
     def device(self) -> torch.device:
@@ -89,14 +89,14 @@ class ResizedCropAndFlip:
         return 3, self.size, self.size
 
     def draws(self, num_samples: int, *, seed: int, epoch: int) -> torch.Tensor:
-        """(num_samples,) int64: a word for each sample, which is the seed of its NUM_DRAWS numbers."""
+        """(num_samples,) int64: a word per sample, which seeds its NUM_DRAWS numbers."""
         words = random_words(num_samples, seed=seed, epoch=epoch, stream=Stream.augment)
         return torch.from_numpy(words.view(np.int64))
 
     def batch(
         self, split: Split, index_B: torch.Tensor, draws: torch.Tensor | None, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Computed on the CPU, by the calling thread alone."""
+        """Computed on the CPU, in the calling thread only."""
         assert isinstance(split, StreamedImages)
         if draws is None:
             return split.take(index_B)
@@ -120,7 +120,7 @@ def read_pixels(path: str, shortest: int) -> np.ndarray:
     try:
         with open(path, "rb") as file:
             content = file.read()
-        # The values are Pillow's, in less time, and without Python's lock.
+        # The same values as Pillow's, faster, and without Python's lock.
         return simplejpeg.decode_jpeg(content, "RGB", min_height=shortest, min_width=shortest, min_factor=2)
     except (OSError, ValueError):  # another format, or a file that Pillow either reads or refuses by name
         with opened(path) as image:
@@ -130,8 +130,8 @@ def read_pixels(path: str, shortest: int) -> np.ndarray:
 def random_part(height: int, width: int, drawn: Sequence[float]) -> tuple[slice, slice]:
     """The rows and columns of a random part of an image, from 2 TRIES + 2 numbers on [0, 1).
 
-    Area and width / height are uniform on AREA and, in the logarithm, on RATIO; then the place is. If no try fits
-    into the image, it is the largest central part whose ratio is within RATIO.
+    Area is uniform on AREA, width / height log-uniform on RATIO, and the place uniform. If no try fits into the
+    image, the result is the largest central part whose ratio is within RATIO.
     """
     low, high = (math.log(ratio) for ratio in RATIO)
     for area, log_ratio in zip(drawn[: 2 * TRIES : 2], drawn[1 : 2 * TRIES : 2], strict=True):
@@ -163,7 +163,7 @@ def _central(length: int, wanted: int) -> slice:
 
 def resized(pixels_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bilinear, with antialiasing: uint8 (H, W, 3) to (3, height, width)."""
-    # Torch would copy a part of an image with all its threads, and each of ours would start as many of its own.
+    # Torch would copy a part of an image with all its threads, and each of our threads would start as many.
     pixels_HWC = np.ascontiguousarray(pixels_HWC)
     pixels_1CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None]
     return F.interpolate(pixels_1CHW, (height, width), mode="bilinear", antialias=True)[0].numpy()

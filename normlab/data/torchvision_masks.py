@@ -44,13 +44,13 @@ PET_CLASSES = ["pet", "background", "border"]
 """The meaning of the values 1, 2 and 3 in the trimaps (Parkhi et al. 2012)."""
 
 SPLITS = {"voc": ("train", "val"), "cityscapes": ("train", "val"), "oxford_pets": ("trainval", "test")}
-"""Which of their sets is trained on, and which is evaluated."""
+"""(the set to train on, the set to evaluate)."""
 
 
 def read(cfg: TorchvisionMasksConfig, tell: Tell) -> Source:
-    """The configured data, fetched into cfg.root where they are missing and torchvision can fetch them.
+    """The configured data, fetched into cfg.root if they are missing and torchvision can fetch them.
 
-    Raises: ConfigError where they are missing or damaged.
+    Raises: ConfigError if they are missing or damaged.
     """
     if cfg.name not in SPLITS:
         raise ConfigError(f"data.name={cfg.name} is none of {', '.join(SPLITS)}; choose one of them.")
@@ -82,7 +82,7 @@ def _pairs(name: str, root: Path, split: str, *, download: bool = False) -> list
 
 
 def _download(cfg: TorchvisionMasksConfig, root: Path) -> None:
-    """Fetch the data once, however many ranks ask for it: the others find it when the lock is theirs."""
+    """Fetch the data once, however many ranks ask for it: the others find it when they get the lock."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{cfg.name}.lock"):

@@ -12,9 +12,9 @@ from normlab.config.model import ModelConfig
 
 
 def build_model(cfg: ModelConfig, num_classes: int, *, seed: int) -> nn.Module:
-    """The network with its initial weights, which follow from `cfg` and `seed`; the global RNG stays as it was.
+    """The network with its initial weights, which follow from `cfg` and `seed`; the global RNG is left unchanged.
 
-    Shape: images (B, 3, H, W) -> logits (B, num_classes); of segmentation, a dict of logits
+    Shape: images (B, 3, H, W) -> logits (B, num_classes); for segmentation, a dict of logits
     (B, num_classes, H, W): `out`, and with model.aux_weight `aux`.
     Raises: ConfigError for a name that does not exist.
     """
@@ -30,28 +30,28 @@ def build_model(cfg: ModelConfig, num_classes: int, *, seed: int) -> nn.Module:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """What is drawn on the CPU inside the block follows from `seed`; the global RNG stays as it was."""
+    """Seed the CPU's RNG inside the block, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed reseeds those of CUDA too
+        torch.default_generator.manual_seed(seed)  # only the CPU's: torch.manual_seed reseeds CUDA's too
         yield
 
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    """What `build` builds, on the meta device: shapes without memory, in a moment.
+    """What `build` returns, on the meta device: shapes without memory, almost at once.
 
-    `torch.device("meta")` would do for most, but some models compute their widths with small tensors as they
-    are built. Those few that even run themselves then are built in full and moved.
+    `torch.device("meta")` would do for most models, but some compute their widths with small tensors while being
+    built. The few that even run a forward then are built in full and moved.
     """
     try:
         with _ParametersOnMeta():
             model = build()
-    except Exception:  # whatever it was, it is raised again if it has another cause
+    except Exception:  # raised again below if it has another cause
         model = build()
     return model.to("meta")
 
 
 class _ParametersOnMeta(TorchFunctionMode):
-    """Layers allocate their parameters by torch.empty, and models their small tensors by anything else."""
+    """Layers allocate their parameters with torch.empty, and models their small tensors with anything else."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""Classification models of torchvision and timm, by their names there, without weights."""
+"""Classification models of torchvision and timm, by their names there, without pretrained weights."""
 
 from difflib import get_close_matches
 from importlib import import_module
@@ -17,7 +17,7 @@ def torchvision_model(cfg: TorchvisionConfig, num_classes: int) -> nn.Module:
     """Any classification model of torchvision; `Stem.cifar` makes a ResNet suit images of about 32 pixels.
 
     Shape: images (B, 3, H, W) -> logits (B, num_classes). Dropout and stochastic depth are 0.
-    Raises: ConfigError where torchvision has no such model, or the model no such stem or residual blocks.
+    Raises: ConfigError if torchvision has no such model, or the model has no such stem or residual blocks.
     Source: the stem of 3x3 at stride 1 without max-pool is that of He et al. 2015, section 4.2.
     """
     name, stem = cfg.name, cfg.stem
@@ -45,10 +45,10 @@ def torchvision_model(cfg: TorchvisionConfig, num_classes: int) -> nn.Module:
 
 
 def timm_model(cfg: TimmConfig, num_classes: int) -> nn.Module:
-    """Any model of timm (an optional dependency), as it comes but for its dropout.
+    """Any model of timm (an optional dependency), unchanged except for its dropout.
 
     Shape: images (B, 3, H, W) -> logits (B, num_classes). Dropout and stochastic depth are 0.
-    Raises: ConfigError where timm is not installed, or has no such model (with the names that are near).
+    Raises: ConfigError if timm is not installed, or has no such model (listing similar names).
     Source: Wightman, github.com/huggingface/pytorch-image-models.
     """
     name = cfg.name

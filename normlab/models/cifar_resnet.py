@@ -8,9 +8,9 @@ from normlab.config.model import CifarResNetConfig
 
 
 class CifarTrunk(nn.Module):
-    """The convolutions of a CIFAR ResNet, and how to run them: what CifarResNet and CifarFcnTrunk share.
+    """The convolutions of a CIFAR ResNet and the forward through them, shared by CifarResNet and CifarFcnTrunk.
 
-    Parameters have one name in both, so that a trained one's fit the other.
+    Parameters have the same names in both, so that weights trained in one fit the other.
     """
 
     def __init__(self, depth: int, width: int) -> None:
@@ -35,7 +35,7 @@ class CifarTrunk(nn.Module):
 
 
 class CifarFcnTrunk(CifarTrunk):
-    """The trunk for segmentation: the first convolution has stride 2, so maps are those of larger pictures.
+    """The trunk for segmentation: the first convolution has stride 2, since pictures are larger.
 
     output_stride 8: strides 2, 1, 2, 2. output_stride 4: strides 2, 1, 2, 1, the last stage dilated by 2.
     Shape: images (B, 3, H, W) -> {"aux": (B, 2 width, H/4, W/4), "out": (B, 4 width, H/s, W/s)}, rounded up.
@@ -66,7 +66,7 @@ class CifarResNet(CifarTrunk):
     the shape take every second pixel and pad the new channels with zeros, so they have no parameters.
 
     Shape: images (B, 3, H, W) -> logits (B, num_classes).
-    Train and eval differ by the norm layers alone.
+    Train and eval differ only in the norm layers.
     Source: He et al. 2015, arXiv:1512.03385, section 4.2 and option A of section 3.3.
     """
 
@@ -98,7 +98,7 @@ class BasicBlock(nn.Module):
         self.new_channels = out_channels - in_channels
 
     def dilate(self, *, first: bool) -> None:
-        """Put a dilation of 2 in the place of a stride: in all convolutions that would have followed it."""
+        """Replace a stride by a dilation of 2 in all convolutions that would have followed it."""
         self.stride = 1
         self.conv1.stride = (1, 1)
         for conv in (self.conv2,) if first else (self.conv1, self.conv2):

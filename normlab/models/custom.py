@@ -1,4 +1,4 @@
-"""Models of the user's own."""
+"""The user's own models."""
 
 import torch
 from torch import nn
@@ -9,11 +9,11 @@ from normlab.targets import call_target, named, said_in, without_gradient
 
 
 def custom_model(cfg: CustomModelConfig, num_classes: int) -> nn.Module:
-    """What `model.target` makes of `num_classes` and `model.args`, as it is.
+    """What `model.target` returns for `num_classes` and `model.args`, unchanged.
 
     Shape: images (B, 3, H, W) -> logits (B, num_classes); for segmentation, a dict with `out`, logits
     (B, num_classes, H, W), and with model.aux_weight `aux`.
-    Raises: ConfigError where the target cannot be imported, raises, or gives something else than a module.
+    Raises: ConfigError if the target cannot be imported, raises, or does not return a module.
     """
     model = call_target("model.target", cfg.target, cfg.args, num_classes=num_classes)
     if not isinstance(model, nn.Module):
@@ -30,10 +30,10 @@ def check_output(
     num_classes: int,
     world_size: int = 1,
 ) -> None:
-    """Whether the model gives what its task needs, in one forward of two images, best on meta.
+    """Check that the model returns what its task needs, in one forward of two images, best on meta.
 
-    On several ranks, also whether every parameter has a gradient after a training step, which DDP insists on.
-    Raises: ConfigError that says what it gave, where it raised, or which parameters have none.
+    On several ranks, also check that every parameter has a gradient after a training step, as DDP requires.
+    Raises: ConfigError that says what it returned, where it raised, or which parameters have no gradient.
     """
     like = next(model.parameters(), torch.zeros(()))
     try:
@@ -67,7 +67,7 @@ def _check_gradients(
         output = model.train()(torch.zeros(2, *images_shape, device=like.device, dtype=like.dtype))
         outputs = [output[name] for name in names] if names else [output]
         torch.stack([each.sum() for each in outputs]).sum().backward()
-    except Exception:  # what shapes alone do not tell, the step that opens a run does
+    except Exception:  # the first step of a run shows what shapes alone do not
         return
     finally:
         model.eval()

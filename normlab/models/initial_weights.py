@@ -1,4 +1,4 @@
-"""Initial weights from a file: of a whole model, or of a trunk for another head."""
+"""Initial weights from a file: for a whole model, or for the trunk below another head."""
 
 from collections.abc import Iterable
 
@@ -15,14 +15,14 @@ TRUNK = "backbone."
 """What a segmentation model calls its trunk."""
 
 MOST_NAMES = 3
-"""How many layers are named that the file has and the model does not."""
+"""How many of the layers that only the file has are named."""
 
 
 def head_parameters(model: nn.Module, cfg: ModelConfig, num_classes: int) -> set[str]:
     """Names of the parameters that belong to a task, and not to the trunk that tasks share.
 
     In a segmentation model, these are all but the trunk's. In other models, they are those whose shape depends on
-    the number of classes, found by building the same model with one more class. `model` is what `cfg` makes for
+    the number of classes, found by building the same model with one more class. `model` is what `cfg` builds for
     `num_classes`.
     """
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -36,11 +36,11 @@ def head_parameters(model: nn.Module, cfg: ModelConfig, num_classes: int) -> set
 def load_initial_weights(model: nn.Module, cfg: ModelConfig, num_classes: int) -> str:
     """Copy into `model`, still built with BatchNorm, what the file of `cfg.init_from` holds for it.
 
-    A name is looked for as it is, and without the name of the segmentation model's trunk. The head keeps its
-    own initial values where the file's has other classes or is missing, and so do running statistics, which a
-    norm may not have had. Returns a sentence on what was taken, which layers of the file the model does not have
-    (it may be a smaller one), and which layers were made anew.
-    Raises: ConfigError where the file cannot be read, or lacks weights of the trunk, naming the first.
+    Each name is looked up as it is, and without the prefix of the segmentation model's trunk. The head keeps its
+    own initial values if the file's has other classes or is missing, and so do running statistics, which a
+    norm may not have had. Returns a sentence that says what was loaded, which layers only the file has (the model
+    may be smaller), and which layers are new.
+    Raises: ConfigError if the file cannot be read, or naming the first weight of the trunk that it lacks.
     """
     assert cfg.init_from is not None
     path = weights_path(cfg.init_from)
@@ -74,7 +74,7 @@ def load_initial_weights(model: nn.Module, cfg: ModelConfig, num_classes: int) -
 
 def _fix(cfg: ModelConfig, name: str, source: torch.Tensor | None) -> str:
     if isinstance(cfg, TorchvisionConfig) and name == "conv1.weight" and source is not None:
-        # A ResNet's stem is that for pictures of 32 pixels, unless it is asked for its own.
+        # A ResNet has the stem for pictures of 32 pixels, unless its own is asked for.
         kernel = "x".join(map(str, source.shape[2:]))
         return f"set model.stem={'own' if kernel == '7x7' else 'cifar'}, whose first convolution is {kernel}"
     return "choose weights of the same architecture"

@@ -1,4 +1,4 @@
-"""Networks that give a class to each pixel: trunk, head, and bilinear upsampling to the picture's size."""
+"""Networks that predict a class per pixel: trunk, head, and bilinear upsampling to the picture's size."""
 
 import torch
 from torch import nn
@@ -24,10 +24,10 @@ BY_NAME = {
 def fcn_cifar_resnet(cfg: FcnCifarResNetConfig, num_classes: int) -> nn.Module:
     """A fully convolutional network on the trunk of a CIFAR ResNet, built with BatchNorm.
 
-    Head: 3x3 convolution at the trunk's width, norm, ReLU, 1x1 convolution. With model.aux_weight, one more
-    on the stage before.
+    Head: 3x3 convolution at the trunk's width, norm, ReLU, 1x1 convolution. With model.aux_weight, there is
+    another head on the previous stage.
     Shape: images (B, 3, H, W) -> {"out": logits (B, num_classes, H, W)}, with model.aux_weight also "aux".
-    Train and eval differ by the norm layers alone.
+    Train and eval differ only in the norm layers.
     Source: Long et al. 2015, arXiv:1411.4038; the trunk, He et al. 2015, arXiv:1512.03385, section 4.2.
     """
     trunk = CifarFcnTrunk(cfg.depth, cfg.width, cfg.output_stride)
@@ -49,7 +49,7 @@ def torchvision_segmentation_model(cfg: TorchvisionSegmentationConfig, num_class
     """A segmentation model of torchvision, or DeepLabV3 on a ResNet-18. Dropout is 0.
 
     Shape: images (B, 3, H, W) -> {"out": logits (B, num_classes, H, W)}, with model.aux_weight also "aux".
-    Raises: ConfigError where there is no such model, or it has no auxiliary head.
+    Raises: ConfigError if there is no such model, or it has no auxiliary head.
     Source: Chen et al. 2017, arXiv:1706.05587 (DeepLabV3); Howard et al. 2019, arXiv:1905.02244 (LR-ASPP).
     """
     name, aux = cfg.name, cfg.aux_weight > 0
@@ -88,7 +88,7 @@ class ResNet18Trunk(nn.Module):
 
 
 def _dilated(stage: nn.Sequential, before: int, after: int) -> nn.Sequential:
-    """A stage of basic blocks without its stride: dilated by `before` up to where that was, by `after` past it."""
+    """A stage of basic blocks without its stride: dilated by `before` up to where it was, by `after` past it."""
     first = True
     for layer in stage.modules():
         if isinstance(layer, nn.Conv2d):

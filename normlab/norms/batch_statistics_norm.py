@@ -36,7 +36,7 @@ def batch_norm_by_group(
     does for one. With one rank to a group and a contiguous x that is a view, for which the order of samples
     was chosen; else they are copied together and back. Row g of the running statistics (G, C), updated in
     place, is what the ranks of group g would have. weight and bias: (C,), or (G, C) with those of each group.
-    Raises: ValueError where the ranks do not divide the batch, or leave one value per channel.
+    Raises: ValueError if the ranks do not divide the batch, or leave one value per channel.
     """
     samples, channels, *pixels = x.shape
     if samples % (groups * ranks_per_group):

@@ -72,7 +72,7 @@ def input_shapes(
 ) -> list[tuple[str, torch.Size]]:
     """(name, shape of its input) of each call of each layer, in order, in one eval-mode forward of zeros.
 
-    Raises: ConfigError where the model cannot take such images.
+    Raises: ConfigError if the model cannot take such images.
     """
     seen: list[tuple[str, torch.Size]] = []
 

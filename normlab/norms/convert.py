@@ -125,7 +125,7 @@ def to_batch_norm(model: nn.Module, kind: type[_BatchNorm] = nn.BatchNorm2d) -> 
 def norm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     """Dotted name -> layer of every BatchNorm that a conversion replaces.
 
-    Raises: ConfigError where there is none, or one of a type that cannot be converted.
+    Raises: ConfigError if there is none, or one of a type that cannot be converted.
     """
     layers = find_batch_norms(model, (*BATCH_NORMS, *fused_batch_norms()), ConfigError)
     if not layers:

@@ -49,7 +49,7 @@ class OnVirtualRanks(nn.Module):
 
     Parameters are shared, and buffers are each rank's own. Eval: rank 0's layer on all samples.
     Shape: (B*V, C, ...) -> (B*V, C, ...).
-    Raises: ValueError where V does not divide the samples.
+    Raises: ValueError if V does not divide the samples.
     """
 
     def __init__(self, layer: nn.Module, virtual_ranks: int) -> None:

@@ -39,7 +39,7 @@ class MixedNorm(BatchStatisticsNorm):
     def by_group(self, x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
         """(y, mean_GC, biased var_GC) in train mode; sample i is of group i % G.
 
-        Raises: ValueError where groups do not divide the samples, or have one value per channel.
+        Raises: ValueError if groups do not divide the samples, or have one value per channel.
         """
         if len(x) % groups:
             raise ValueError(f"a batch of {len(x)} samples cannot be split over {groups} virtual ranks")

@@ -37,7 +37,7 @@ def find_batch_norms(
 ) -> dict[str, _BatchNorm]:
     """Dotted name -> layer for each BatchNorm whose exact type is in `types`; a shared layer is listed once.
 
-    Raises: `error` where a layer is of another subclass of BatchNorm.
+    Raises: `error` if a layer is of another subclass of BatchNorm.
     """
     found = {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
     for name, layer in found.items():
@@ -51,7 +51,7 @@ def find_batch_norms(
 
 
 def refuse_hooks(layers: Mapping[str, nn.Module], error: type[Exception]) -> None:
-    """Raises: `error` where a layer has hooks, which a new layer in its place would not have.
+    """Raises: `error` if a layer has hooks, which a new layer in its place would not have.
 
     The hook of `with_activation_of` does not count: the new layer gets it too.
     """

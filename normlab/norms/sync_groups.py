@@ -20,7 +20,7 @@ def sync_group(size: int | None) -> Any | None:
 
     With 4 ranks and size 2: ranks 0 and 1, ranks 2 and 3. Every call makes new groups, so keep the result.
     Collective: every rank must call (each creates every group, in the same order).
-    Raises: ConfigError where `size` does not divide the number of ranks.
+    Raises: ConfigError if `size` does not divide the number of ranks.
     """
     ranks = real_ranks()
     check_sync_group_size(size, ranks)

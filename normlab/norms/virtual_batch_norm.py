@@ -21,7 +21,7 @@ class VirtualBatchNorm(BatchStatisticsNorm):
     Gradients of gamma and beta are summed over groups.
     Eval: the running statistics of group 0, or those (C,) that stand in for the buffers; any number of
     samples. Without running statistics, as in training. NBS: batch_size x sync_group_size.
-    Raises: ValueError where V does not divide the samples, or a group has one value per channel.
+    Raises: ValueError if V does not divide the samples, or a group has one value per channel.
     Source: Ioffe & Szegedy 2015, arXiv:1502.03167, on each of the ranks of data parallelism.
     """
 

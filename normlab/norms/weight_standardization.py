@@ -59,7 +59,7 @@ def standardised_convolutions(model: nn.Module) -> dict[nn.Module, nn.Module]:
 
     No bias is how models mark a convolution whose output is normalised: gates, prediction layers and others
     with one stay as they are. Exact types only; Parameter objects and settings carry over.
-    Raises: ConfigError where there is none, or one has hooks, such as those of torch.nn.utils.spectral_norm.
+    Raises: ConfigError if there is none, or one has hooks, such as those of torch.nn.utils.spectral_norm.
     """
     found: dict[str, nn.modules.conv._ConvNd] = {}
     for name, layer in model.named_modules():
