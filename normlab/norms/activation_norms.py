@@ -1,4 +1,4 @@
-"""Norms that take the place of the activation as well."""
+"""Norms that also replace the activation."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ from normlab.norms.sample_norms import AffineNorm, affine_norm, per_channel
 
 
 class FilterResponseNorm(AffineNorm):
-    """y = x / sqrt(mean(x^2) + eps) * gamma_c + beta_c, the mean over pixels: FRN where no activation follows.
+    """y = x / sqrt(mean(x^2) + eps) * gamma_c + beta_c, the mean over pixels: FRN if no activation follows.
 
     Shape: (B, C, ...) -> (B, C, ...), with at least one axis of pixels.
-    Raises: ValueError on (B, C), where only the sign of a value would be left.
+    Raises: ValueError on (B, C), since only the signs of values would be left.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ class FilterResponseNorm(AffineNorm):
 
 
 class FilterResponseNormTLU(FilterResponseNorm):
-    """max(y, tau_c), y as of FilterResponseNorm. tau starts at 0, which is ReLU."""
+    """max(y, tau_c), with y of FilterResponseNorm. tau starts at 0, which is ReLU."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -43,7 +43,7 @@ class FilterResponseNormTLU(FilterResponseNorm):
 class EvoNormS0(AffineNorm):
     """y = x sigmoid(v_c x) / sqrt(var_g + eps) * gamma_c + beta_c; v starts at 1, which is SiLU.
 
-    Statistics in float64 stay there (timm's, which is else the same, goes through float32).
+    Statistics of float64 input stay in float64 (timm's layer, otherwise the same, computes them in float32).
     Shape: (B, C, ...) -> (B, C, ...).
     """
 
@@ -82,7 +82,7 @@ def filter_response_norm_tlu(norm: FilterResponseNormConfig, virtual_ranks: int)
 
 
 def filter_response_norm(norm: FilterResponseNormConfig, virtual_ranks: int) -> Build:
-    """FRN where no activation follows: without TLU."""
+    """FRN if no activation follows: without TLU."""
     return lambda layer, name: affine_norm(FilterResponseNorm, layer, eps_of(norm, layer))
 
 

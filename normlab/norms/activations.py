@@ -28,7 +28,7 @@ class Activations:
     """What follows the norms of one model."""
 
     of_norm: dict[str, str | None]
-    """Name of each norm layer -> its activation, as reports call it; None where none follows."""
+    """Name of each norm layer -> its activation, as reports call it; None if none follows."""
 
     modules: list[nn.Module] = field(default_factory=list)
     """Activations that follow only norms."""
@@ -44,9 +44,9 @@ class Activations:
 
 
 def find_activations(model: nn.Module, layers: Mapping[str, nn.Module]) -> Activations:
-    """The activation after each of `layers`, found without running the model, which is left as it was.
+    """The activation after each of `layers`, found without running the model, which is left unchanged.
 
-    Raises: ConfigError naming the layer where it cannot be known: the model cannot be traced, a layer is not
+    Raises: ConfigError naming the layer if it cannot be determined: the model cannot be traced, a layer is not
     reached, its output also goes elsewhere, or its calls differ.
     """
     found = Activations({name: _label(fused_activation(layer)) for name, layer in layers.items()})
@@ -91,7 +91,7 @@ class _Call:
 
 
 class _OneForward(fx.Tracer):
-    """Traces one forward. It enters no other module but a slice of a Sequential, which the model does not hold."""
+    """Traces one forward. It enters no module but slices of a Sequential, which the model does not own."""
 
     def stands(self, m: nn.Module) -> bool:
         return m in self.submodule_paths if self.submodule_paths else True
@@ -104,7 +104,7 @@ class _OneForward(fx.Tracer):
 
 
 class _WholeModel(_OneForward):
-    """Enters containers and modules that hold a norm of the conversion; records which module makes each call."""
+    """Enters containers and modules with a norm to be converted; records which module makes each call."""
 
     def __init__(self, norms: set[nn.Module]) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class _WholeModel(_OneForward):
 
 
 def _traced(tracer: fx.Tracer, module: nn.Module) -> fx.Graph:
-    """The forward of `module` as a graph; optional arguments have their defaults.
+    """The forward of `module` as a graph; optional arguments take their defaults.
 
     Raises: ConfigError if torch.fx cannot trace it.
     """
@@ -195,7 +195,7 @@ def _users(call: _Call) -> Iterator[_Call]:
 
 
 def _only(call: _Call, calls: list[_Call], doomed: set[_Call]) -> bool:
-    """Whether the call is of a module all of whose calls are to be removed."""
+    """Whether the call is to a module all of whose calls are to be removed."""
     return call.module is not None and all(c in doomed for c in calls if c.module is call.module)
 
 
@@ -225,7 +225,7 @@ def _without_calls(owner: nn.Module, calls: list[_Call], doomed: set[_Call]) -> 
     graph = graphs[-1]
     nodes = [node for node in graph.nodes if _label(_target(node, owner))]
     marks = [call in doomed for call in calls if _label(call.target)]
-    each = max(1, len(nodes))  # none, where only the forward in the other mode has activations
+    each = max(1, len(nodes))  # 0 if only the other mode's forward has activations
     runs = [marks[i : i + each] for i in range(0, len(marks), each)]
     kind = type(owner)
     if str(graphs[0]) != str(graph) or any(run != runs[0] or len(run) != len(nodes) for run in runs):

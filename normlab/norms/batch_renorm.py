@@ -1,4 +1,4 @@
-"""BatchNorm that trains with nearly what it evaluates with."""
+"""BatchNorm that trains with nearly the statistics that it evaluates with."""
 
 from typing import Any
 
@@ -49,10 +49,10 @@ class BatchRenorm(BatchStatisticsNorm):
         self.d_max_batches, self.r_max_batches = d_max_batches, r_max_batches
 
     def limits(self, batches: Tensor) -> tuple[Tensor, Tensor]:
-        """(limit of r, limit of d) for a forward after so many `batches`; 0-d tensors, as is `batches`."""
+        """(limit of r, limit of d) for a forward after `batches` batches; 0-d tensors, like `batches`."""
 
         def grown(end: int) -> Tensor:
-            # The step from bn_batches on, 1 from `end` on: with both at 0, 1 from the first batch.
+            # Grows from bn_batches on and is 1 from `end` on: with both at 0, it is 1 from the first batch.
             return ((batches.double() - self.bn_batches + 1) / (end - self.bn_batches + 1)).clamp(0, 1)
 
         return 1 + (self.r_max - 1) * grown(self.r_max_batches), self.d_max * grown(self.d_max_batches)
@@ -65,7 +65,7 @@ class BatchRenorm(BatchStatisticsNorm):
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
                 mean_GC, var_GC = group_moments(x, self.groups)
-                r_limit, d_limit = self.limits(self.num_batches_tracked - 1)  # of the batches before this one
+                r_limit, d_limit = self.limits(self.num_batches_tracked - 1)  # without this batch
                 running_std = (self.running_var + self.eps).sqrt()
                 shape = running_std.shape
                 r = ((var_GC + self.eps).sqrt().view(shape) / running_std).clamp(1 / r_limit, r_limit)
@@ -86,8 +86,8 @@ class BatchRenorm(BatchStatisticsNorm):
 
 @torch.library.custom_op("normlab::kept", mutates_args=())
 def _kept(x: Tensor) -> Tensor:
-    """x, which torch.compile keeps for the backward: it would compute r and d again there (torch 2.15,
-    pytorch/pytorch#197039), out of running statistics that have moved by then.
+    """x, which torch.compile keeps for the backward. It would otherwise recompute r and d there (torch 2.15,
+    pytorch/pytorch#197039), from running statistics that have moved by then.
     """
     return x.clone()
 

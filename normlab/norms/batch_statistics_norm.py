@@ -1,4 +1,4 @@
-"""What norms with statistics of the batch share: each group of virtual ranks is normalised by itself."""
+"""Shared code of norms with batch statistics: each group of virtual ranks is normalised separately."""
 
 from typing import Any, Self
 
@@ -12,7 +12,7 @@ from normlab.norms.replace import settings_of, with_parameters_of
 
 
 def group_moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """(G, C), (G, C): mean and biased variance over samples and pixels; sample i of x is of group i % G."""
+    """(G, C), (G, C): mean and biased variance over samples and pixels; sample i of x belongs to group i % G."""
     grouped = upcast(x).unflatten(0, (-1, groups))
     over = [0, *range(3, grouped.dim())]
     var_GC, mean_GC = torch.var_mean(grouped, over, correction=0)
@@ -30,11 +30,11 @@ def batch_norm_by_group(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """Train-mode BatchNorm of each group of virtual ranks by itself; sample i of x is of rank i % ranks.
+    """Train-mode BatchNorm of each group of virtual ranks separately; sample i of x belongs to rank i % ranks.
 
-    Groups become channels, (B*G, C, ...) -> (B, G*C, ...), so one native kernel does for all of them what it
-    does for one. With one rank to a group and a contiguous x that is a view, for which the order of samples
-    was chosen; else they are copied together and back. Row g of the running statistics (G, C), updated in
+    Groups become channels, (B*G, C, ...) -> (B, G*C, ...), so one call of the native kernel normalises all of
+    them. With one rank per group and a contiguous x, that is a view: the order of samples was chosen for this.
+    Otherwise the samples are copied together and back. Row g of the running statistics (G, C), updated in
     place, is what the ranks of group g would have. weight and bias: (C,), or (G, C) with those of each group.
     Raises: ValueError if the ranks do not divide the batch, or leave one value per channel.
     """
@@ -60,7 +60,7 @@ def batch_norm_by_group(
         eps,
     )
     if as_view:
-        # No view to autograd: a ReLU in place after it would copy the gradient once more.
+        # Not a view to autograd: an in-place ReLU after it would copy the gradient once more.
         return torch.ops.aten._unsafe_view(y, x.shape)
     ranked = y.movedim(1, -1).unflatten(-1, (groups, channels)).unflatten(0, (-1, ranks_per_group))
     y = ranked.movedim(-2, 1).flatten(0, 2).movedim(-1, 1)
@@ -70,10 +70,10 @@ def batch_norm_by_group(
 class BatchStatisticsNorm(_BatchNorm):
     """Base of norms whose running statistics have a row for each group of virtual ranks.
 
-    Sample i is of virtual rank i % V. running_mean and running_var are (C,) where there is one group, as
-    BatchNorm's, else (G, C). Subclasses say what a train-mode forward is (`from_batch`), and an eval-mode one
-    (`from_running`) where it is not BatchNorm's.
-    Eval: row 0, or those (C,) that stand in for the buffers; any number of samples. Without running
+    Sample i belongs to virtual rank i % V. running_mean and running_var are (C,), like BatchNorm's, if there is
+    one group, else (G, C). Subclasses define the train-mode forward (`from_batch`), and the eval-mode one
+    (`from_running`) if it differs from BatchNorm's.
+    Eval: row 0, or statistics (C,) that replace the buffers; any number of samples. Without running
     statistics, as in training.
     """
 
@@ -94,12 +94,12 @@ class BatchStatisticsNorm(_BatchNorm):
 
     @classmethod
     def from_batch_norm(cls, layer: _BatchNorm, *args: Any) -> Self:
-        """With the Parameter objects, settings and training flag of `layer`; each group gets its buffers.
+        """A layer with the Parameter objects, settings and training flag of `layer`; each group gets its buffers.
 
         `args` are the constructor's, between num_features and eps.
         """
         settings = settings_of(layer)
-        kind: Any = cls  # whose subclasses have other arguments
+        kind: Any = cls  # subclasses take other arguments
         new = kind(settings.pop("num_features"), *args, **settings)
         with_parameters_of(new, layer)
         new.num_batches_tracked = layer.num_batches_tracked
@@ -130,14 +130,14 @@ class BatchStatisticsNorm(_BatchNorm):
         return self.from_batch(input, momentum)
 
     def from_batch(self, x: Tensor, momentum: float) -> Tensor:
-        """A train-mode forward, which moves the running statistics (where there are any) by `momentum`."""
+        """A train-mode forward, which moves the running statistics (if there are any) by `momentum`."""
         raise NotImplementedError
 
     def from_running(self, x: Tensor, mean_C: Tensor, var_C: Tensor) -> Tensor:
         return F.batch_norm(x, mean_C, var_C, self.weight, self.bias, False, 0.0, self.eps)
 
     def move_running(self, mean_GC: Tensor, var_GC: Tensor, momentum: float) -> None:
-        """running = (1 - momentum) running + momentum batch; var_GC is the unbiased one."""
+        """running = (1 - momentum) running + momentum batch; var_GC is unbiased."""
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             for running, batch_GC in ((self.running_mean, mean_GC), (self.running_var, var_GC)):
                 running.lerp_(batch_GC.detach().to(running.dtype).view(running.shape), momentum)

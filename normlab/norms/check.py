@@ -1,4 +1,4 @@
-"""What would go wrong with a norm in training, found before any rank starts."""
+"""Find what would go wrong with a norm in training, before any rank starts."""
 
 from typing import Any
 
@@ -24,11 +24,11 @@ def check_norms(
     virtual_ranks: int = 1,
 ) -> None:
     """Refuse a norm that cannot train in `model`: groups that do not divide, statistics of a single value,
-    activations that cannot be replaced, layers without the running statistics that it is evaluated with, layers
-    of the user's own that raise or give another shape.
+    activations that cannot be replaced, layers without the running statistics that it is evaluated with, a
+    user's own layers that raise or return another shape.
 
-    The model is still built with BatchNorm, best on the meta device: one eval-mode forward tells the shape of
-    each layer's input. It is left as it was. No process group is needed.
+    The model is still built with BatchNorm, best on the meta device: one eval-mode forward finds the shape of
+    each layer's input. The model is left unchanged. No process group is needed.
     `image_shape` is (channels, H, W); `batch_size` is per logical rank, of which there are `ranks`, with
     `virtual_ranks` in each process.
     Raises: ConfigError naming the layer.

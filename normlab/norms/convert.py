@@ -39,10 +39,10 @@ class NormLayer:
     """What a conversion did with one norm layer."""
 
     name: str
-    """Dotted; of a layer that stands at several places, the first."""
+    """Dotted; the first one, if the layer is used in several places."""
 
     was: str
-    """Its type, with the activation that it holds."""
+    """Its type, with the activation in it."""
 
     now: str
     """Its type after the conversion, or LEFT_ALONE."""
@@ -55,23 +55,23 @@ class NormLayer:
 def convert_norms(
     model: nn.Module, norm: NormConfig, virtual_ranks: int = 1, report: list[NormLayer] | None = None
 ) -> nn.Module:
-    """`model` with every BatchNorm1d, 2d and 3d in it as the configured norm; other layers stay as they are.
+    """`model` with every BatchNorm1d, 2d and 3d in it replaced by the configured norm; other layers stay.
 
     Affine Parameters stay the same objects, so values, dtype, device and requires_grad carry over (frozen_bn
-    makes buffers of them); so do the training flag, and the running statistics where the norm has them. A
-    layer that stands at several places is converted once. timm's BatchNormAct2d is a BatchNorm2d, whose
-    activation and dropout move to the new layer under the same names. Works on the meta device. Where
-    anything is refused, nothing has been changed.
-    A norm that is an activation as well (frn, evonorm_s0) takes away the one that follows; where none does,
-    its linear form stands. See normlab.norms.activations.
-    `virtual_ranks` above 1: the samples of a batch are those of so many ranks, sample i of rank
+    turns them into buffers); so do the training flag and, if the norm has them, the running statistics. A
+    layer that is used in several places is converted once. timm's BatchNormAct2d counts as a BatchNorm2d; its
+    activation and dropout move to the new layer under the same names. Works on the meta device. If anything
+    is refused, nothing has been changed.
+    A norm that is also an activation (frn, evonorm_s0) removes the one that follows; if none does, its linear
+    form is used. See normlab.norms.activations.
+    `virtual_ranks` above 1: a batch has the samples of that many ranks, sample i belongs to rank
     i % virtual_ranks, and each norm treats them as those ranks would.
-    `report` is filled with a row for each norm layer, those that are no BatchNorm included.
-    Returns the model, which is another object only where it is itself a BatchNorm.
+    `report` gets a row for each norm layer, including those that are not BatchNorm.
+    Returns the model, which is another object only if it is itself a BatchNorm.
 
     Collective for norm=syncbn in a process group: every rank must call.
     Raises: ConfigError on an unknown norm, a model without BatchNorm, a layer of another subclass of
-    BatchNorm or with hooks, groups that do not divide a layer's channels, activations that cannot be known.
+    BatchNorm or with hooks, groups that do not divide a layer's channels, activations that cannot be determined.
     """
     layers = norm_layers(model)
     if norm.name != "bn" or virtual_ranks > 1:  # else the layers are kept
@@ -97,14 +97,14 @@ def convert_norms(
 
 
 def to_batch_norm(model: nn.Module, kind: type[_BatchNorm] = nn.BatchNorm2d) -> nn.Module:
-    """`model` with each layer that evaluates as BatchNorm does as a BatchNorm of `kind`: to export or share it.
+    """`model` with a BatchNorm of `kind` for each layer that evaluates like one: to export or share it.
 
     These are SyncBatchNorm (torch's too), VirtualBatchNorm, GhostBatchNorm and BatchRenorm; other layers stay as
-    they are. Parameters and running statistics stay the same objects, and the training flag carries over; of
-    several virtual ranks' statistics those of rank 0 are kept. `kind` says how many axes the inputs have, which
-    the layers do not know: where a model has layers of several kinds, convert its parts one after the other.
+    they are. Parameters and running statistics stay the same objects, and the training flag carries over; with
+    virtual ranks, rank 0's statistics are kept. `kind` sets the number of input axes, which the layers do not
+    know: if a model has layers of several kinds, convert its parts one after the other.
     Eval: the same outputs as before. Train: the statistics are those of this rank's whole batch.
-    Returns the model, which is another object only where it is itself such a layer.
+    Returns the model, which is another object only if it is itself such a layer.
     Raises: ConfigError on a layer with hooks, before anything has been changed.
     """
     layers = {name: layer for name, layer in model.named_modules() if type(layer) in _EVALUATED_AS_BATCH_NORM}
@@ -147,7 +147,7 @@ def format_report(report: Sequence[NormLayer]) -> str:
 
 
 def _all_norms(model: nn.Module) -> dict[str, nn.Module]:
-    """Layers that normalise, by their type's name where it is nobody's that we know."""
+    """Normalization layers; unknown types are recognised by name."""
     return {
         name: layer
         for name, layer in model.named_modules()

@@ -1,4 +1,4 @@
-"""Norms of the user's own."""
+"""The user's own norms."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -45,9 +45,9 @@ def custom_norm(norm: CustomNormConfig, virtual_ranks: int) -> Build:
 
 
 class OnVirtualRanks(nn.Module):
-    """A layer for each virtual rank, on that rank's samples alone: sample i is of rank i % V.
+    """One layer per virtual rank, applied to that rank's samples only: sample i belongs to rank i % V.
 
-    Parameters are shared, and buffers are each rank's own. Eval: rank 0's layer on all samples.
+    Parameters are shared; buffers are each rank's own. Eval: rank 0's layer on all samples.
     Shape: (B*V, C, ...) -> (B*V, C, ...).
     Raises: ValueError if V does not divide the samples.
     """
@@ -79,7 +79,7 @@ class InChunks(nn.Module):
 
 
 def _dealt(x: Tensor, layers: Sequence[nn.Module]) -> Tensor:
-    """Sample i is one of those that layer i % K has. Each is given its samples as a rank has them, contiguous."""
+    """Apply layer i % K to sample i. Each layer gets its samples contiguous, as on a rank."""
     parts = x.unflatten(0, (-1, len(layers))).unbind(1)
     return torch.stack([layer(part.contiguous()) for layer, part in zip(layers, parts, strict=True)], 1).flatten(
         0, 1
@@ -97,17 +97,17 @@ def custom_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def chunked(layer: nn.Module, chunk_size: int) -> nn.Module:
-    """A layer that custom_norm made, which sees chunks by themselves where it needs its rank's batch."""
+    """A layer that custom_norm made, run on each chunk separately if it needs its rank's batch."""
     return InChunks(layer, chunk_size) if getattr(layer, _NEEDS_BATCH) else layer
 
 
 def check_layers(norm: CustomNormConfig, shapes: Iterable[tuple[str, torch.Size]], world_size: int = 1) -> None:
-    """Whether the target's layers take inputs of these shapes, keep shape and dtype, and need what they declare.
+    """Check that the target's layers take these shapes, keep shape and dtype, and need what they declare.
 
-    Two forwards of two samples for each shape, in training and in evaluation, and a backward; a norm that needs
+    Two forwards of two samples per shape, in training and in evaluation, and a backward; a norm that needs
     other ranks is only evaluated, since there are none. On several ranks every parameter must have a gradient,
-    which DDP insists on.
-    Raises: ConfigError that names the layer and what it gave, or where it raised.
+    as DDP requires.
+    Raises: ConfigError that names the layer and what it returned, or where it raised.
     """
     build = custom_norm(norm, 1)
     layer_of: dict[tuple[int, ...], str] = {}
@@ -132,7 +132,7 @@ def check_layers(norm: CustomNormConfig, shapes: Iterable[tuple[str, torch.Size]
 
 
 def _forward(layer: nn.Module, x: Tensor, where: str) -> Tensor:
-    """The output of a layer, which is left as it was. Raises: ConfigError."""
+    """The output of a layer, which is left unchanged. Raises: ConfigError."""
     torch.default_generator.manual_seed(0)
     try:
         y = copy.deepcopy(layer)(x)

@@ -1,4 +1,4 @@
-"""What norm layers do: how far running statistics are from precise ones, and what comes out of each layer.
+"""Diagnostics of norm layers: how far running statistics are from precise ones, and what each layer outputs.
 
 Each layer gives one value per probe: a few samples in train mode, where each layer normalises chunks of NBS
 samples separately (see running_stats). With r the running statistics that an evaluation uses, p the precise ones
@@ -8,7 +8,7 @@ of the probe, y a layer's output (with the activation that it holds), c its chan
     var_gap           sqrt(mean_c log((r_var + eps) / (p_var + eps))^2)
     mean_spread       sqrt(mean_c Var_v[mean_v] / (E_v[var_v] + eps)),  var_spread: see RankStatistics.spread
     dead_channels     share of channels with max ReLU(y) - min ReLU(y) <= 1e-6 over all samples and pixels: a ReLU
-                      after them gives the same value everywhere, because it cuts all off or because gamma is 0
+                      after them is the same everywhere, because it clips everything or because gamma is 0
     activation_scale  sqrt(mean y^2) over samples, channels and pixels
     gamma_range       max_c gamma - min_c gamma
 
@@ -31,7 +31,7 @@ PerLayer = dict[str, list[float]]
 
 
 class _OutputObserver:
-    """A forward hook that sums up a layer's outputs."""
+    """A forward hook that accumulates statistics of a layer's outputs."""
 
     def __init__(self, device: torch.device) -> None:
         self.sums_2 = torch.zeros(2, dtype=torch.float64, device=device)
@@ -70,8 +70,8 @@ def probe(
 ) -> Probe:
     """Measure what the norm layers `norm_names` of `model` do with all ranks' `batches`, in train mode.
 
-    The model is not touched: a twin that shares its parameters, and changes none of them, is run, with chunks as
-    in precise_statistics.
+    The model is not touched: what runs is a twin that shares its parameters and changes none of them, with chunks
+    as in precise_statistics.
     Collective: every rank must call, with its own batches, of which there may be none.
     """
     twin, chunk_observers = chunked_twin(model, chunk_size)
@@ -139,9 +139,9 @@ def _root_mean_square(values_C: Tensor) -> float:
 
 
 def of_network(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Each tag's mean over layers, and its worst: the largest; of activation_scale the furthest from 1.
+    """Each tag's mean over layers and its worst value: the largest, but for activation_scale the furthest from 1.
 
-    A scale of 1 is what a norm with gamma 1 gives; 2 and 1/2 are as far from it.
+    A norm with gamma 1 has a scale of 1; 2 and 1/2 are equally far from it.
     """
     scalars = {}
     for tag, layers in values.items():

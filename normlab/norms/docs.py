@@ -109,7 +109,7 @@ def _section(name: str, norm: type[NormConfig]) -> str:
 
 
 def _as_markdown(docstring: str) -> str:
-    """Its paragraphs, with indented ones as code."""
+    """The docstring's paragraphs, with indented ones as code."""
     parts = []
     for paragraph in docstring.split("\n\n"):
         if paragraph.startswith("    "):
@@ -120,7 +120,7 @@ def _as_markdown(docstring: str) -> str:
 
 
 def _joined(lines: list[str]) -> list[str]:
-    """Lines of which each begins with a word and a colon, or with a sentence of its own, as in the source."""
+    """Join lines, except before those that begin with a word and a colon, or with a new sentence."""
     joined: list[str] = []
     for line in lines:
         first = line.split(" ", 1)[0]

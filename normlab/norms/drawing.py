@@ -1,4 +1,4 @@
-"""A small picture of what a norm's statistics are made of, drawn from its layer's derivative."""
+"""A small picture of the values behind a norm's statistics, drawn from its layer's derivative."""
 
 from dataclasses import fields
 from typing import Any
@@ -11,10 +11,10 @@ from normlab.norms.convert import convert_norms
 
 SAMPLES, RANKS, CHANNELS, PIXELS = 8, 2, 6, 2
 VALUE = (2, 2, 0, 1)
-"""The value that a picture is of: sample (the second of rank 0), channel, row, column."""
+"""The value that a picture explains: sample (the second of rank 0), channel, row, column."""
 
 _SETTINGS: dict[str, Any] = {"num_groups": 3, "ghost_batch_size": 2}
-"""What a norm that has these keys is drawn with, so that there are several groups and parts."""
+"""The settings that norms with these keys are drawn with, so that there are several groups and parts."""
 
 _PIXEL, _CELL, _LEFT, _TOP, _RANK_GAP = 8, 20, 46, 16, 10
 
@@ -28,13 +28,13 @@ def drawn_config(norm: str) -> NormConfig:
 def statistics_of(norm: str) -> Tensor:
     """(B, C, H, W) bool: which values of the input the output at VALUE depends on, in training.
 
-    Sample i is of rank i % RANKS. The layer is the norm's own, and what is looked at its derivative.
+    Sample i belongs to rank i % RANKS. The answer is read from the derivative of the norm's own layer.
     """
     generator = torch.Generator().manual_seed(0)
     pair = nn.Sequential(nn.BatchNorm2d(CHANNELS, dtype=torch.float64), nn.ReLU())
     layer = convert_norms(pair, drawn_config(norm), virtual_ranks=RANKS)[0]  # type: ignore[index]
     for name, parameter in layer.named_parameters():
-        # A threshold that is met hides what is under it; a gate at 1 or a gain of 0 hides the rest.
+        # A threshold hides what lies below it, and a gate at 1 or a gain of 0 hides the rest.
         parameter.data.fill_(-100.0 if name == "tau" else 0.9)
     x = torch.randn(SAMPLES, CHANNELS, PIXELS, PIXELS, dtype=torch.float64, generator=generator)
     layer(x.requires_grad_())[VALUE].backward()

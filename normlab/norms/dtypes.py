@@ -1,7 +1,7 @@
-"""In which dtypes norms compute: a norm's output has its input's dtype, and statistics are float32 at least.
+"""The dtypes in which norms compute: the output has the input's dtype, and statistics are at least float32.
 
-That is so on every device, whatever autocast does there. Its rules differ: CUDA's casts group_norm, layer_norm and
-rms_norm to float32 and gives that to the rest of the model; the CPU's leaves them as they are.
+That holds on every device, whatever autocast does there: CUDA's casts group_norm, layer_norm and rms_norm to
+float32 and passes that to the rest of the model; the CPU's leaves them alone.
 """
 
 import torch
@@ -18,8 +18,8 @@ def for_native_kernel(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """x, gamma and beta as torch's group_norm and layer_norm take them; the caller rounds the output to x.dtype.
 
-    The CPU's kernels take bfloat16 x beside float32 parameters, with float32 statistics, and round once. CUDA's
-    refuse the mixture, so everything is upcast there, and is rounded once as well.
+    The CPU's kernels accept bfloat16 x with float32 parameters, compute float32 statistics, and round once. CUDA's
+    refuse the mixture, so everything is upcast there, which is also rounded once.
     """
     if x.device.type == "cpu":
         return x, weight, bias

@@ -15,7 +15,7 @@ from torch import Tensor
 from normlab.norms.shared_memory import CAPACITY, Channel, open_channel
 
 _channels: WeakKeyDictionary[Any, Channel | None] = WeakKeyDictionary()
-"""A process group takes no attributes, so what belongs to it is kept here, for as long as it is."""
+"""A process group takes no attributes, so its channel is kept here for as long as the group exists."""
 
 
 def _channel(group: Any, values: Tensor) -> Channel | None:
@@ -29,7 +29,7 @@ def _channel(group: Any, values: Tensor) -> Channel | None:
 
 @contextmanager
 def over_backend() -> Iterator[None]:
-    """Inside the block, groups that have exchanged before do so over their backend, where it can be counted."""
+    """Inside the block, groups that have exchanged before use their backend, where calls can be counted."""
     channels = dict(_channels)
     _channels.update(dict.fromkeys(channels))
     try:
@@ -65,12 +65,12 @@ def sum_gradients(sums: Tensor, group: Any) -> Tensor:
 
 
 def merge_statistics(stats_RS: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean and biased variance of the union of the ranks' values, and how many values a channel has.
+    """Mean and biased variance of the union of the ranks' values, and the number of values per channel.
 
         mean = sum_r n_r mean_r / n,   var = sum_r n_r (var_r + (mean_r - mean)^2) / n,   n = sum_r n_r
 
-    the law of total variance. Shape: rows of [mean_C, var_C, n] (R, 2C + 1) -> (C,), (C,), n.
-    A rank without values (n_r = 0, mean_r = var_r = 0) counts for nothing.
+    by the law of total variance. Shape: rows of [mean_C, var_C, n] (R, 2C + 1) -> (C,), (C,), n.
+    A rank without values (n_r = 0, mean_r = var_r = 0) has no effect.
     """
     channels = (stats_RS.shape[1] - 1) // 2
     count_R1 = stats_RS[:, -1:]

@@ -24,7 +24,7 @@ class FrozenBatchNorm(FrozenBatchNorm2d):
 
     @classmethod
     def from_batch_norm(cls, layer: _BatchNorm, eps: float) -> "FrozenBatchNorm":
-        """With the values, dtype and training flag of `layer`."""
+        """A layer with the values, dtype and training flag of `layer`."""
         assert layer.running_mean is not None
         new = cls(layer.num_features, eps)
         for name in ("weight", "bias", "running_mean", "running_var"):

@@ -43,7 +43,7 @@ class GhostBatchNorm(BatchStatisticsNorm):
                 f"{self.ghost_batch_size}"
             )
         mean = var = None
-        if self.running_mean is not None:  # moved by 1, they are those of the batch
+        if self.running_mean is not None:  # moved by 1, they become those of the batch
             mean, var = self.running_mean.new_zeros(2, parts * self.groups, self.num_features)
         y = batch_norm_by_group(x, parts * self.groups, 1, mean, var, self.weight, self.bias, 1.0, self.eps)
         if mean is None or var is None:

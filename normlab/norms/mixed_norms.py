@@ -37,7 +37,7 @@ class MixedNorm(BatchStatisticsNorm):
         raise NotImplementedError
 
     def by_group(self, x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(y, mean_GC, biased var_GC) in train mode; sample i is of group i % G.
+        """(y, mean_GC, biased var_GC) in train mode; sample i belongs to group i % G.
 
         Raises: ValueError if groups do not divide the samples, or have one value per channel.
         """
@@ -137,8 +137,8 @@ class BatchInstanceNorm(MixedNorm):
         return {"gate"}
 
     def from_batch(self, x: Tensor, momentum: float) -> Tensor:
-        # .data: a second forward before the backward (a shared layer) clips nothing and must not count as a
-        # change of what the first one saved.
+        # .data: a second forward before the backward (a shared layer) clips nothing, and must not count as a
+        # modification of what the first one saved.
         self.gate.data.clamp_(0, 1)
         return super().from_batch(x, momentum)
 

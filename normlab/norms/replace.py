@@ -1,4 +1,4 @@
-"""Finding the BatchNorm layers of a model, and putting other layers in their places."""
+"""Finding the BatchNorm layers of a model, and replacing them."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from normlab.config.norm import BatchStatisticsConfig, EpsConfig
 
 Build = Callable[[_BatchNorm, str], nn.Module]
-"""(layer, its dotted name) -> the layer that takes its place. A norm's builder returns one of these."""
+"""(layer, its dotted name) -> the layer that replaces it. A norm's builder returns one of these."""
 
 BATCH_NORMS: tuple[type[_BatchNorm], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 """The types that a conversion replaces. A subclass of one may do more than its base, which would be lost."""
@@ -66,7 +66,7 @@ def refuse_hooks(layers: Mapping[str, nn.Module], error: type[Exception]) -> Non
 
 
 def replace_layers(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """`model` with each key of `replacements` replaced by its value, at every place where it stands."""
+    """`model` with each key of `replacements` replaced by its value, wherever it is used."""
     for parent in list(model.modules()):
         for key, child in parent._modules.items():
             if child is not None and child in replacements:
@@ -77,7 +77,7 @@ def replace_layers(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]
 def settings_of(layer: _BatchNorm) -> dict[str, Any]:
     """The constructor's arguments for another BatchNorm with the settings of `layer`, which allocates nothing.
 
-    Its parameters and buffers are then those of `layer`: `with_parameters_of`.
+    `with_parameters_of` then gives it the parameters and buffers of `layer`.
     """
     return {
         "num_features": layer.num_features,
@@ -104,7 +104,7 @@ def with_parameters_of(new: nn.Module, old: _BatchNorm) -> nn.Module:
 
 
 def set_up(layer: _BatchNorm, norm: BatchStatisticsConfig) -> _BatchNorm:
-    """`layer` with norm.eps and norm.momentum, where the norm has them and they are given."""
+    """`layer` with norm.eps and norm.momentum, if the norm has them and they are given."""
     if isinstance(norm, EpsConfig):
         layer.eps = eps_of(norm, layer)
     if norm.momentum is not None:
@@ -115,8 +115,8 @@ def set_up(layer: _BatchNorm, norm: BatchStatisticsConfig) -> _BatchNorm:
 def eps_of(norm: EpsConfig, layer: _BatchNorm) -> float:
     """norm.eps, or else the eps of the BatchNorm that is replaced, for any norm.
 
-    This way, the norms of a comparison differ only in their statistics, and the model keeps the eps that its
-    authors chose.
+    So the norms of a comparison differ only in their statistics, and the model keeps the eps that its authors
+    chose.
     """
     return layer.eps if norm.eps is None else norm.eps
 
@@ -134,9 +134,9 @@ def fused_activation(layer: nn.Module) -> nn.Module | None:
 
 
 def with_activation_of(new: nn.Module, old: nn.Module, *, replaced: bool = False) -> nn.Module:
-    """`new`, followed by the dropout and activation that `old` holds (where it does), under their names.
+    """`new`, followed by the dropout and activation in `old`, if any, under their names.
 
-    `replaced`: the activation is part of `new` already.
+    `replaced`: the activation is already part of `new`.
     """
     if new is not old and isinstance(getattr(old, "act", None), nn.Module):
         new.drop, new.act = old.drop, nn.Identity() if replaced else old.act

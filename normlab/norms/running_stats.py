@@ -1,7 +1,7 @@
-"""Which running statistics a model is evaluated with, where each rank has its own.
+"""The running statistics that a model is evaluated with, when each rank has its own.
 
 Under data parallelism, every logical rank keeps running statistics of the samples that it saw. An evaluated model
-has room for one set, which a policy (config.RunningStats) makes from them. Nothing here changes a live buffer.
+has room for one set, which a policy (config.RunningStats) computes from them. Nothing here changes a live buffer.
 
 The statistics of all layers are concatenated along one axis N, in the order of layers.
 """
@@ -25,7 +25,7 @@ from normlab.norms.replace import replace_layers, with_activation_of
 def tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     """Dotted name -> layer of each BatchNorm, of any kind, that keeps running statistics.
 
-    Those inside a norm of the user's own are left out, since what that norm does with them is not known.
+    Those inside a user's own norm are left out, since what that norm does with them is unknown.
     """
     users = {inner for layer in custom_layers(model) for inner in layer.modules()}
     return {
@@ -63,7 +63,7 @@ class RankStatistics:
         return cls(mean_RGN.flatten(0, 1), var_RGN.flatten(0, 1))
 
     def rank0(self) -> tuple[Tensor, Tensor]:
-        """(N,), (N,): logical rank 0's, as evaluating its model gives them."""
+        """(N,), (N,): logical rank 0's, which evaluating its model would use."""
         return self.mean_RN[0], self.var_RN[0]
 
     def pooled(self) -> tuple[Tensor, Tensor]:
@@ -74,7 +74,7 @@ class RankStatistics:
         return self.mean_RN.mean(0), self.var_RN.mean(0) + self.mean_RN.var(0, correction=0)
 
     def spread(self, eps: float = 1e-5) -> dict[str, float]:
-        """How far ranks are apart, as a root mean square over all channels of all layers.
+        """How far apart ranks are, as a root mean square over all channels of all layers.
 
         mean_spread: deviation over ranks of the running mean, in units of the activation's own deviation.
         var_spread: deviation over ranks of the running variance, relative to its mean over ranks.
@@ -100,7 +100,7 @@ def as_buffers(model: nn.Module, mean_N: Tensor, var_N: Tensor) -> dict[str, Ten
 
 
 def from_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """(N,), (N,): the statistics in `buffers`, one set by buffer name, in the order of the model's layers."""
+    """(N,), (N,): the statistics in `buffers`, one set under buffer names, in the order of the model's layers."""
     names = tracking_layers(model)
     mean_N, var_N = (
         torch.cat([buffers[f"{name}.{buffer}"].double() for name in names])
@@ -117,7 +117,7 @@ def precise_statistics(
     *,
     autocast: torch.autocast,
 ) -> tuple[Tensor, Tensor]:
-    """(N,), (N,): mean and unbiased variance of what each layer sees of all ranks' `batches`, in train mode.
+    """(N,), (N,): mean and unbiased variance of each layer's input over all ranks' `batches`, in train mode.
 
     Each layer normalises chunks of `chunk_size` samples separately: the run's NBS, so that later layers see what
     they saw in training. (BatchRenorm does this as BatchNorm would, without the running statistics that are being
@@ -137,11 +137,11 @@ def chunked_twin(model: nn.Module, chunk_size: int) -> "tuple[nn.Module, list[_C
     """A copy of `model` in train mode in which layers that need the batch normalise each chunk separately.
 
     It shares the model's parameters, not its modules and buffers, and has dropout off. The observers, one for each
-    layer with running statistics, sum up what the layers see.
+    layer with running statistics, accumulate the layers' inputs.
     """
     groups = [layer.process_group for layer in model.modules() if hasattr(layer, "process_group")]
     shared: dict[int, Any] = {id(thing): thing for thing in [*model.parameters(), *groups]}
-    twin = copy.deepcopy(model, shared)  # what the memo holds is not copied
+    twin = copy.deepcopy(model, shared)  # objects in the memo are not copied
     observers = {layer: _ChunkObserver(layer, chunk_size) for layer in tracking_layers(twin).values()}
     replacements: dict[nn.Module, nn.Module] = {
         layer: with_activation_of(observer, layer) for layer, observer in observers.items()
@@ -149,7 +149,7 @@ def chunked_twin(model: nn.Module, chunk_size: int) -> "tuple[nn.Module, list[_C
     twin = replace_layers(twin, replacements).train()
     for module in twin.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()  # it would draw from the generator
+            module.eval()  # otherwise it would use the RNG
     return twin, list(observers.values())
 
 
@@ -165,7 +165,7 @@ def observed_moments(observers: "Sequence[_ChunkObserver]", ranks: Ranks) -> tup
 
 
 class _ChunkObserver(nn.Module):
-    """Runs a layer on each chunk separately, and sums up each channel's values and their squares, in float64."""
+    """Runs a layer on each chunk separately, and sums each channel's values and their squares, in float64."""
 
     def __init__(self, layer: _BatchNorm, chunk_size: int) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class _ChunkObserver(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         chunks = len(x) // self.chunk_size
-        values = x.numel() // (chunks * x.shape[1])  # of a channel in a chunk
+        values = x.numel() // (chunks * x.shape[1])  # per channel and chunk
         y, mean_KC, biased_KC = self._normalised(x, chunks, values)
         self.sums_3C[0] += values * chunks
         self.sums_3C[1] += values * mean_KC.double().sum(0)

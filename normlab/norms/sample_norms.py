@@ -1,4 +1,4 @@
-"""Norms whose statistics are those of one sample: layers where torch's own do not serve, and none at all."""
+"""Norms with statistics of a single sample, as layers where torch's own do not suffice; and no norm at all."""
 
 from typing import Any
 
@@ -20,12 +20,12 @@ from normlab.norms.replace import Build, eps_of, with_parameters_of
 
 
 def per_channel(values_C: Tensor, x: Tensor) -> Tensor:
-    """values_C in the shape in which they meet the channels of x."""
+    """values_C in the shape that broadcasts along the channels of x."""
     return values_C.view(1, -1, *[1] * (x.dim() - 2))
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's; the dtypes are those of normlab.norms.dtypes."""
+    """torch's layer, with the dtypes of normlab.norms.dtypes."""
 
     def forward(self, input: Tensor) -> Tensor:
         x, weight, bias = for_native_kernel(input, self.weight, self.bias)
@@ -33,7 +33,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class _InstanceNorm(nn.modules.instancenorm._InstanceNorm):
-    """A mixin, before torch's own; the dtypes are those of normlab.norms.dtypes."""
+    """A mixin, before torch's own class, with the dtypes of normlab.norms.dtypes."""
 
     def forward(self, input: Tensor) -> Tensor:
         # Without gamma, the CPU's kernel would round the statistics of a bfloat16 input to bfloat16.
@@ -42,7 +42,7 @@ class _InstanceNorm(nn.modules.instancenorm._InstanceNorm):
 
 
 class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
-    """For (B, C, L) alone: torch's would read BatchNorm1d's (B, C) as one sample of B channels.
+    """For (B, C, L) only: torch's would read BatchNorm1d's (B, C) as one sample of B channels.
 
     Raises: ValueError on (B, C), whose channels have one value each.
     """

@@ -1,4 +1,4 @@
-"""Ranks on one machine exchange small tensors through memory that they share.
+"""Exchange of small tensors between ranks on one machine, through shared memory.
 
 Between processes of one machine, gloo takes hundreds of microseconds for the few numbers that a norm layer sends,
 twice per layer and step. Here a rank writes its numbers, then a word that announces them, and reads the others'.
@@ -24,44 +24,44 @@ from normlab.distributed import available_cores
 from normlab.older_torch import store_of
 
 CAPACITY = 1 << 20
-"""Bytes that a rank can hand in at once. Only those that are written take up memory."""
+"""Bytes that a rank can contribute at once. Only those that are written take up memory."""
 
 _CACHE_LINE = 64
 _SLOT = _CACHE_LINE + CAPACITY
 """Bytes of a slot: a word, in a cache line of its own, and values."""
 
 _CHECKS = 1000
-"""How often a waiting rank checks for a word before it sleeps between checks: about 0.1 ms."""
+"""How often a waiting rank checks for a word before it starts to sleep between checks: about 0.1 ms."""
 
 _CHECKS_CROWDED = 100
-"""The same where ranks outnumber cores: the rank that is waited for may be waiting for a core."""
+"""The same if ranks outnumber cores: the awaited rank may be waiting for a core."""
 
 _LONGEST_PAUSE_S = 0.01
 _CHECK_FOR_LIFE_S = 0.05
-"""Time between two checks of whether the other ranks are still there."""
+"""Time between two checks of whether the other ranks are still alive."""
 
 
 class Channel:
     """Memory that the ranks of a process group share; they must be on one machine, Linux on x86-64.
 
-    A rank writes to two slots in turn. It may overwrite a slot once every rank has announced its values of the
-    exchange after that slot's, because each has read the slot by then.
+    A rank writes to two slots in turn. It may overwrite a slot once every rank has announced its values for the
+    next exchange, because each has read the slot by then.
 
     Each rank locks a byte of the memory's file. The kernel drops the lock when the process ends, however it ends,
-    and when the channel is deleted; so ranks that wait find out who has gone. The file has no name in any file
-    system: it goes with the last rank, and nothing can be left behind.
+    and when the channel is deleted, so waiting ranks find out who has gone. The file has no name in any file
+    system: it disappears with the last rank, and nothing can be left behind.
     """
 
     def __init__(self, file: int, rank: int, global_ranks: list[int], timeout_s: float) -> None:
-        """`file` is a descriptor, which is closed with this; `global_ranks` are what errors call the ranks."""
+        """`file` is a descriptor, closed together with the channel; errors name ranks by `global_ranks`."""
         import fcntl  # not on Windows
 
         weakref.finalize(self, os.close, file)
         self.file, self._rank, self._global_ranks, self._timeout_s = file, rank, global_ranks, timeout_s
         size = len(global_ranks)
         self._memory = mmap.mmap(file, _total_bytes(size))
-        # A POSIX lock: children of this process do not inherit it, and so cannot outlive the rank in its name. A
-        # process loses it when it closes any descriptor of the file, so this one and the mapping's stay open.
+        # A POSIX lock: children do not inherit it, so none can keep it when the rank has gone. A process loses
+        # it when it closes any descriptor of the file, so this one and the mapping's stay open.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
         self._words = memoryview(self._memory).cast("Q")
         words = [[(turn * size + r) * _SLOT // 8 for r in range(size)] for turn in (0, 1)]
@@ -72,10 +72,10 @@ class Channel:
         self._views: dict[tuple[int, int, torch.dtype], tuple[Tensor, tuple[Tensor, ...]]] = {}
 
     def gather(self, values_S: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Every rank's values, (R, S), and the rows of that: views of the memory, valid until the next exchange.
+        """Every rank's values (R, S), and their rows: views of the memory, valid until the next exchange.
 
         Collective: every rank of the group must call, with the same shape and dtype.
-        Raises: RuntimeError if another rank hands in another number of values, has gone, or does not come in time.
+        Raises: RuntimeError if another rank has another number of values, has gone, or does not come in time.
         """
         self._exchanges += 1
         turn = self._exchanges & 1
@@ -84,8 +84,8 @@ class Channel:
         # The number of this exchange, the number of values and the bytes of each: the same on all ranks.
         word = (self._exchanges & 0xFFFFFFFF) << 32 | values_S.numel() << 4 | values_S.element_size()
         words = self._words
-        # Whoever sees the word must see the values too. An x86-64 core makes its stores visible in their order and
-        # does its loads in theirs; other processors promise less.
+        # A rank that sees the word must see the values too. An x86-64 core makes its stores visible in order, and
+        # does its loads in order; other processors promise less.
         words[self._my_word[turn]] = word
         for rank, index in self._other_words[turn]:
             if words[index] != word:
@@ -93,7 +93,7 @@ class Channel:
         return rows_RS, each_S
 
     def sum(self, values_S: Tensor) -> Tensor:
-        """The sum of `values_S` over ranks, in place, added in the order of ranks: on all of them the same bits.
+        """The sum of `values_S` over ranks, in place, added in rank order: bitwise the same on all of them.
 
         Collective and Raises: as `gather`.
         """
@@ -126,7 +126,7 @@ class Channel:
                     f"rank {theirs} sent {_described(seen)}, rank {ours} {_described(word)}: all ranks must run "
                     "the same SyncBatchNorm layers in the same order"
                 )
-            # Not sched_yield: on a busy core, others then run for milliseconds. A sleeper is let in when it wakes.
+            # Not sched_yield: on a busy core, others then run for milliseconds. A sleeper runs when it wakes.
             time.sleep(min(waited_s / 20, _LONGEST_PAUSE_S))
             waited_s = time.monotonic() - began
             if waited_s - checked_s > _CHECK_FOR_LIFE_S:
@@ -142,17 +142,17 @@ class Channel:
         import fcntl
 
         for rank, index in self._other_words[self._exchanges & 1]:
-            try:  # to share its byte with whoever else is checking it
+            try:  # a shared lock, since others may be checking the same byte
                 fcntl.lockf(self.file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, rank)
             except BlockingIOError:
                 continue
             fcntl.lockf(self.file, fcntl.LOCK_UN, 1, rank)
-            if self._words[index] != word:  # else it ended after this exchange, which needs it no more
+            if self._words[index] != word:  # else it ended after announcing this exchange's values
                 raise RuntimeError(f"rank {self._global_ranks[rank]} left while SyncBatchNorm waited for it")
 
 
 def open_channel(group: Any) -> Channel | None:
-    """A channel for the ranks of `group`; None, on all of them, where one cannot take part.
+    """A channel for the ranks of `group`; None, on all of them, if one cannot take part.
 
     Collective: every rank of the group must call.
     """
@@ -187,7 +187,7 @@ def open_channel(group: Any) -> Channel | None:
 
 
 def _machine() -> str:
-    """What ranks that can share memory have in common; empty where this rank cannot, or is not to."""
+    """An id that ranks which can share memory have in common; empty if this rank cannot, or should not."""
     if sys.platform != "linux" or platform.machine() != "x86_64" or os.environ.get("NORMLAB_SHARED_MEMORY") == "0":
         return ""
     try:
@@ -213,9 +213,9 @@ def _total_bytes(size: int) -> int:
 
 
 def _timeout_s(group: Any) -> float:
-    """How long a rank waits for another that is alive: torch's default, or the store's time if that is longer.
+    """How long a rank waits for another that is alive: torch's default, or the store's timeout if that is longer.
 
-    A group does not tell its own timeout. init_process_group gives it to the store too, unless it was given one.
+    A group does not expose its own timeout. init_process_group passes it to the store too, unless given a store.
     """
     return max(dist.default_pg_timeout, store_of(group).timeout).total_seconds()
 

@@ -54,7 +54,7 @@ class SyncBatchNorm(_BatchNorm):
         bias: bool = True,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
-        if not bias:  # not left to torch: before 2.15, a layer has both weight and bias or neither
+        if not bias:  # not left to torch: before 2.15, a layer has either both weight and bias or neither
             self.register_parameter("bias", None)
         self.process_group = process_group
 
@@ -92,7 +92,7 @@ class SyncBatchNorm(_BatchNorm):
         )
 
     def _group_to_sync(self) -> Any | None:
-        """The group whose ranks share this batch's statistics; None where this rank's own do."""
+        """The group whose ranks share this batch's statistics; None if the rank uses its own."""
         if not (self.training and dist.is_available() and dist.is_initialized()):
             return None
         group = self.process_group or dist.group.WORLD
@@ -113,8 +113,8 @@ class SyncBatchNorm(_BatchNorm):
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any | None = None) -> nn.Module:
         """`module` with every BatchNorm1d, 2d, 3d and torch.nn.SyncBatchNorm in it (or itself) as this class.
 
-        Parameters and buffers stay the same objects; a layer that stands at several places is converted once.
-        Where anything is refused, nothing has been changed.
+        Parameters and buffers stay the same objects; a layer that is used in several places is converted once.
+        If anything is refused, nothing has been changed.
         Raises: TypeError on other subclasses of BatchNorm, ValueError on a layer with hooks.
         """
         known = (*BATCH_NORMS, nn.SyncBatchNorm, cls)

@@ -9,11 +9,11 @@ from torch.autograd.function import Function, once_differentiable
 from normlab.norms.exchange import gather_statistics, merge_statistics, sum_gradients
 
 VALUES_AT_A_TIME = 1 << 16
-"""Under reduced precision: values of x that the backward holds in float32 at once, where a sample has no more."""
+"""Under reduced precision: values of x that the backward holds in float32 at once, but at least one sample's."""
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
-    """The format that keeps x's order of axes and that the native kernels are fast in."""
+    """The format that keeps x's order of axes, and in which the native kernels are fast."""
     if not x.is_contiguous():
         if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
             return torch.channels_last
@@ -36,7 +36,7 @@ def _local_statistics(x: Tensor, dtype: torch.dtype) -> Tensor:
 def _forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: Any
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """y, and of all ranks' x: mean (C,), biased variance (C,), values per channel."""
+    """y, and for all ranks' x: mean (C,), biased variance (C,), values per channel."""
     stats_RS = gather_statistics(_local_statistics(x, _computed_in(x)), group)
     mean_C, var_C, count = merge_statistics(stats_RS)
     if count == 1:
@@ -128,7 +128,7 @@ class _SyncBatchNormFunction(Function):
         dx = gamma / std * (dy - sum(dy) / n - xhat * sum(dy xhat) / n)    with sums over all ranks
 
     The last two terms of dx are themselves an affine BatchNorm of x, so the eval-mode kernels do it all.
-    Gradients of gamma and beta are this rank's: summing them is the business of data parallelism.
+    Gradients of gamma and beta are this rank's: data parallelism sums them.
     """
 
     @staticmethod
@@ -174,11 +174,11 @@ def sync_batch_norm(
     eps: float,
     group: Any,
 ) -> Tensor:
-    """Normalise by the statistics of all ranks of `group`, and move the running ones. Collective."""
+    """Normalise by the statistics of all ranks of `group`, and update the running ones. Collective."""
     if not torch.compiler.is_compiling():
         args = (x, weight, bias, running_mean, running_var, momentum, eps, group)
         return _SyncBatchNormFunction.apply(*args)
-    # What the exchange does cannot be traced, so all of it is one operator of the graph.
+    # The exchange cannot be traced, so all of it is one operator of the graph.
     y, moments_2C, count = torch.ops.normlab.sync_batch_norm(x, weight, bias, eps, group.group_name)
     (mean_C, var_C), count = moments_2C.detach(), count.detach()
     if running_mean is not None and running_var is not None:
@@ -191,7 +191,7 @@ def sync_batch_norm(
 
 
 def _group(name: Any) -> Any:
-    """An operator takes no process group, but its name."""
+    """The process group of a name, since operators take names, not groups."""
     from torch.distributed.distributed_c10d import _resolve_process_group
 
     return _resolve_process_group(name)

@@ -11,12 +11,12 @@ from normlab.norms.virtual_batch_norm import VirtualBatchNorm
 
 
 def real_ranks() -> int:
-    """Ranks of the process group; 1 where there is none."""
+    """The number of ranks in the process group; 1 if there is none."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def sync_group(size: int | None) -> Any | None:
-    """This rank's group of `size` contiguous ranks; None (torch's word for all ranks) where it is all.
+    """This rank's group of `size` contiguous ranks; None (torch's word for all ranks) if it is all of them.
 
     With 4 ranks and size 2: ranks 0 and 1, ranks 2 and 3. Every call makes new groups, so keep the result.
     Collective: every rank must call (each creates every group, in the same order).
@@ -31,10 +31,10 @@ def sync_group(size: int | None) -> Any | None:
 
 
 def all_apart() -> Any | None:
-    """All ranks in a group of their own where nccl connects them, else None.
+    """A separate group of all ranks if nccl connects them, else None.
 
-    nccl runs the collectives of one group in the order in which they were started. In DDP's group, each small sum
-    of SyncBatchNorm's backward would wait for the gradients that are on their way already.
+    nccl runs the collectives of a group in the order in which they were started. In DDP's group, each small sum
+    of SyncBatchNorm's backward would wait for gradients already on their way.
     Collective: every rank must call.
     """
     return dist.new_group() if real_ranks() > 1 and dist.get_backend() == "nccl" else None

@@ -1,4 +1,4 @@
-"""BatchNorm in one process as several ranks would compute it, each on samples of its own."""
+"""BatchNorm in one process as several ranks would compute it, each on its own samples."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ class VirtualBatchNorm(BatchStatisticsNorm):
 
         y = (x - mean_gc) / sqrt(var_gc + eps) * gamma_c + beta_c,   mean, var over B, H, W of group g
 
-    Shape: (B*V, C, ...) -> (B*V, C, ...), 2 to 5 axes. Sample i is of virtual rank i % V, and that one of
-    group (i % V) // sync_group_size, of which there are G.
+    Shape: (B*V, C, ...) -> (B*V, C, ...), 2 to 5 axes. Sample i belongs to virtual rank i % V, which belongs
+    to one of G groups, (i % V) // sync_group_size.
     Train: the biased variance normalises; each group's unbiased one enters its own row of running_var (G, C).
     Gradients of gamma and beta are summed over groups.
-    Eval: the running statistics of group 0, or those (C,) that stand in for the buffers; any number of
+    Eval: the running statistics of group 0, or statistics (C,) that replace the buffers; any number of
     samples. Without running statistics, as in training. NBS: batch_size x sync_group_size.
     Raises: ValueError if V does not divide the samples, or a group has one value per channel.
     Source: Ioffe & Szegedy 2015, arXiv:1502.03167, on each of the ranks of data parallelism.

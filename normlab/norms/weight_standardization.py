@@ -17,7 +17,7 @@ def standardise(weight: Tensor) -> Tensor:
 
         w = (weight - mean_o) / sqrt(var_o + EPS),   mean, biased var over all axes but the first
 
-    In float32 at least.
+    Computed in at least float32.
     """
     wide = weight.float() if weight.dtype in (torch.bfloat16, torch.float16) else weight
     var_O, mean_O = torch.var_mean(wide, list(range(1, weight.dim())), correction=0, keepdim=True)
@@ -55,10 +55,10 @@ _KINDS: dict[type[nn.Module], Any] = {
 
 
 def standardised_convolutions(model: nn.Module) -> dict[nn.Module, nn.Module]:
-    """What takes the place of each convolution of `model` that has no bias and filters of several weights.
+    """Replacements for each convolution of `model` that has no bias and filters of several weights.
 
-    No bias is how models mark a convolution whose output is normalised: gates, prediction layers and others
-    with one stay as they are. Exact types only; Parameter objects and settings carry over.
+    Having no bias is how models mark a convolution whose output is normalised: gates, prediction layers and
+    others with one stay as they are. Exact types only; Parameter objects and settings carry over.
     Raises: ConfigError if there is none, or one has hooks, such as those of torch.nn.utils.spectral_norm.
     """
     found: dict[str, nn.modules.conv._ConvNd] = {}
@@ -88,7 +88,7 @@ def _standardised(layer: nn.modules.conv._ConvNd) -> nn.Module:
         layer.groups,
         bias=False,
         padding_mode=layer.padding_mode,
-        device="meta",  # nothing to allocate: the weight is taken over
+        device="meta",  # nothing to allocate: it takes over the weight
     )
     new.weight = layer.weight
     return new.train(layer.training)
