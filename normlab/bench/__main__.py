@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from normlab.config import ConfigError
 
     try:
-        preload()  # the ranks' processes begin to import torch, beside this one
+        preload()  # the ranks' processes import torch at the same time as this one
         if args.write is not None and not args.write.is_dir():
             raise ConfigError(f"--write {args.write} is not a folder; make it first, or give another.")
         run(args)
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def about(device: "torch.device", rounds: int) -> dict[str, Any]:
-    """The machine and the settings. `load_average` is what other programs ask of the machine before the start."""
+    """The machine and the settings. `load_average` is the load of other programs before the start."""
     import torch
 
     from normlab.distributed import available_cores, device_name

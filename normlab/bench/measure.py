@@ -39,18 +39,18 @@ class Case:
 
 @dataclass(frozen=True)
 class Collective:
-    """One call that a rank makes to the others."""
+    """One collective call by a rank."""
 
     name: str
     """all_gather, all_reduce, ..."""
 
     message_bytes: int
-    """What this rank hands in. How much of it goes over the wire, and how often, is the backend's business."""
+    """Bytes that this rank contributes. How much goes over the wire, and how often, depends on the backend."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is the same in every step of a case."""
+    """Facts that are the same in every step of a case."""
 
     saved_bytes: int
     """See `saved_bytes`."""
@@ -68,8 +68,8 @@ class Facts:
 class Traffic(TorchDispatchMode):
     """Inside the block, `calls` collects every collective that this process takes part in.
 
-    They are read from torch's dispatcher, through which the calls of every backend go, also those of DDP's C++;
-    exchanges through shared memory do not.
+    They are read from torch's dispatcher, which sees the calls of every backend, also those of DDP's C++, but not
+    exchanges through shared memory.
     """
 
     NAMES = {"_allgather_base_": "all_gather", "allgather_": "all_gather", "allreduce_": "all_reduce"}
@@ -130,16 +130,16 @@ class LayerStep:
 
 
 def norm_config(name: str) -> NormConfig:
-    """A norm with the values that `norm=name` alone gives it; of the user's own, module:name."""
+    """A norm with the values that `norm=name` alone gives it; a user's own is named as module:name."""
     return CustomNormConfig(target=name) if ":" in name else NORMS[name](name=name)
 
 
 def examine(rank: int, cases: Sequence[Case], device: str) -> list[Facts]:
-    """What does not need repeating. Collective: every rank must call."""
+    """Measure what does not need repeating. Collective: every rank must call."""
     seen = []
     for case in cases:
         step = LayerStep(case, device)
-        step.times(2)  # first calls choose kernels and make connections
+        step.times(2)  # first calls choose kernels and open connections
         owned = [*step.layer.parameters(), *step.layer.buffers()]
         with over_backend(), Traffic() as traffic:
             step.backward(step.forward())

@@ -28,7 +28,7 @@ def plan(
 ) -> tuple[list[Case], dict[str, str]]:
     """The cases, bn first among those that are compared, and why each norm that is left out cannot be built.
 
-    `norms` None: all; on several ranks only those that need other ranks, since the others do what they do on one.
+    `norms` None: all; on several ranks only those that need other ranks, since the others do the same as on one.
     Raises: ConfigError on an unknown norm, or an input that bn cannot take.
     """
     for name in norms or ():
@@ -51,7 +51,7 @@ def plan(
 
 
 def why_not(norm: str, shape: tuple[int, int, int, int], world_size: int) -> str | None:
-    """Why a norm cannot train on this input; None where it can."""
+    """Why a norm cannot train on this input; None if it can."""
     batch_size, *image_shape = shape
     layer = nn.Sequential(nn.BatchNorm2d(shape[1], device="meta"))
     try:
@@ -64,7 +64,7 @@ def why_not(norm: str, shape: tuple[int, int, int, int], world_size: int) -> str
 def measure(
     cases: Sequence[Case], device: str, rounds: int, sample_s: float, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """What each case costs, as plain values: medians over `rounds`, in each of which it takes about `sample_s`."""
+    """The cost of each case, as plain values: medians over `rounds`, each of about `sample_s` seconds."""
     facts: dict[Case, Facts] = {}
     times: dict[Case, list[Times]] = {case: [] for case in cases}
     by_size: dict[int, list[Case]] = {}
@@ -89,7 +89,7 @@ def measure(
 
 
 def _worst(facts: Sequence[Facts]) -> Facts:
-    """Rank 0's, with the longest step of any rank: all must take as many steps."""
+    """Rank 0's facts, with the longest step of any rank: all must take the same number of steps."""
     return replace(facts[0], step_s=max(f.step_s for f in facts))
 
 
@@ -99,7 +99,7 @@ def _row(case: Case, device: str, facts: dict[Case, Facts], times: dict[Case, li
     return {
         **asdict(case),
         "threads": facts[case].threads,
-        # More ranks than cores also wait for each other's turn on a core.
+        # If there are more ranks than cores, they also wait for a core.
         "oversubscribed": device == "cpu" and case.world_size > available_cores(),
         **{f"{part}_s": asdict(summarize(ours[part])) for part in ours},
         **{f"{part}_to_bn": asdict(relative_to(ours[part], bns[part])) for part in ours},

@@ -1,4 +1,4 @@
-"""How measurements are shown, from the plain values that cost.json holds: on a terminal, and as docs/cost.md."""
+"""Showing measurements, from the plain values in cost.json: in a terminal, and as docs/cost.md."""
 
 import json
 from functools import partial
@@ -45,7 +45,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def write(folder: Path, result: dict[str, Any]) -> None:
-    """cost.json, and the page that is made from it, cost.md."""
+    """Write cost.json, and cost.md, the page made from it."""
     with atomic_write(folder / "cost.json") as file:
         file.write(json.dumps(result, indent=1) + "\n")
     with atomic_write(folder / "cost.md") as file:
@@ -124,7 +124,7 @@ Made by `{result["command"]}` on {result["date"]}: {result["hardware"]}, torch {
 
 
 def many_ranks() -> str:
-    """What a step sends, which is exact, and the formula for its time on a reader's own network."""
+    """The exact messages of a step, and the formula for their time on a reader's own network."""
     columns = (
         "network",
         "norm layers L",

@@ -1,4 +1,4 @@
-"""Real ranks on this machine that stand by until they are called, since importing torch takes seconds."""
+"""Real ranks on this machine that are kept ready, since importing torch takes seconds."""
 
 import multiprocessing
 import os
@@ -27,7 +27,7 @@ class RankPool:
     """`size` processes, forked from one that has imported torch. `run` calls a function on some or all of them.
 
     Ranks on "cuda" have one GPU each and talk over nccl, others over gloo. Each computes with `threads` threads,
-    by default its share of the cores. A context manager: the processes end when it is left, or when this process
+    by default its share of the cores. A context manager: the processes end with the block, or when this process
     dies.
     """
 
@@ -57,7 +57,7 @@ class RankPool:
         store = os.path.join(self._folder.name, f"store{self._calls}")
         request = pickle.dumps((function, args, world_size, store))
         for pipe in self._pipes[:world_size]:
-            with suppress(BrokenPipeError):  # it has ended, which `_answer` tells
+            with suppress(BrokenPipeError):  # it has ended, as `_answer` will report
                 pipe.send_bytes(request)
         answers = [self._answer(rank) for rank in range(world_size)]
         failures = [f"rank {rank} of {world_size}:\n{error}" for rank, (error, _) in enumerate(answers) if error]
@@ -93,7 +93,7 @@ class RankPool:
 
 
 def _serve(rank: int, device: str, threads: int | None, pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that calls decides what Ctrl-C does
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the calling process decides what Ctrl-C does
     end_with_parent()
     if device == "cuda":
         torch.cuda.set_device(rank)
@@ -117,5 +117,5 @@ def _serve(rank: int, device: str, threads: int | None, pipe: Connection) -> Non
             value = function(rank, *args)
         except BaseException:
             error = traceback.format_exc()
-        leave()  # after a failure too, so that ranks that wait for this one fail at once
+        leave()  # also after a failure, so that ranks waiting for this one fail at once
         pipe.send_bytes(pickle.dumps((error, value)))

@@ -23,8 +23,8 @@ def summarize(values: Sequence[float]) -> Summary:
     """Median and its order-statistic interval, which assumes no distribution.
 
     The interval [x_k, x_(n+1-k)] of n sorted values misses the true median with probability
-    2 P(Binomial(n, 1/2) < k). k is the largest that leaves a coverage of 95 percent. Fewer than 6 values have no
-    such k: the interval is then their range, with the coverage that it has.
+    2 P(Binomial(n, 1/2) < k). k is the largest with a coverage of at least 95 percent. Fewer than 6 values have no
+    such k: the interval is then their range, with the coverage that this has.
     Raises: AssertionError if there is no value.
     """
     ordered, n = sorted(values), len(values)
@@ -36,5 +36,5 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def relative_to(values: Sequence[float], reference: Sequence[float]) -> Summary:
-    """The ratio of two measurements that took turns: each round's by itself, so that drift hits both alike."""
+    """The ratio of two measurements that took turns, within each round, so that drift affects both alike."""
     return summarize([a / b for a, b in zip(values, reference, strict=True)])

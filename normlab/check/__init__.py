@@ -1,1 +1,1 @@
-"""What has to hold of a norm, ours or the user's own, whatever its formula is."""
+"""Properties that every norm must have, ours or the user's own, whatever its formula."""

@@ -25,7 +25,7 @@ from normlab.config.norm import NormConfig
 from normlab.config.section import SCHEMAS
 
 BROKEN = 1
-"""The exit code where a property does not hold."""
+"""The exit code if a property does not hold."""
 
 _WORDS = {True: "holds", False: "DOES NOT HOLD", None: "not claimed"}
 
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(norm: NormConfig, batch_shape: tuple[int, int, int, int]) -> int:
-    """Print a verdict for each property, as it is found. Returns the exit code."""
+    """Print the verdict on each property as it is found. Returns the exit code."""
     from normlab.bench.ranks import RankPool
     from normlab.check.layers import Subject
     from normlab.check.properties import WORLD_SIZES, verdicts

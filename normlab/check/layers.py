@@ -1,4 +1,4 @@
-"""The layers that are looked at, what goes into them, and what they make of it."""
+"""The layers that are checked, their inputs, and their outputs."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -18,24 +18,24 @@ from normlab.norms import convert_norms
 
 Shape = tuple[int, int, int, int]
 Values = dict[str, Tensor]
-"""What a step gave, by what messages call it."""
+"""The results of a step, under the names that messages use."""
 
 OUTPUT, INPUT_GRADIENT = "the output", "the gradient of the input"
 
 
 @dataclass(frozen=True)
 class OnRank:
-    """What one rank did."""
+    """The results of one rank."""
 
     step: Values
     state: dict[str, Tensor]
     """The layer's state dict after the step."""
 
     evaluated: Tensor
-    """The output of an evaluation after it, for the same input."""
+    """The output of an evaluation after the step, for the same input."""
 
     collectives: int
-    """Those of the step that torch knows of."""
+    """Collectives in the step that torch knows of."""
 
     evaluation_collectives: int
 
@@ -52,29 +52,29 @@ class Subject:
     def _layer(self) -> nn.Module:
         norm = self.norm
         if isinstance(norm, SyncBatchNormConfig):
-            norm = replace(norm, sync_group_size=None)  # its groups are of processes, and here is one
+            norm = replace(norm, sync_group_size=None)  # its groups consist of processes, and there is one
         return new_layer(norm, self.shape)
 
     def layer(self, *, training: bool = True) -> nn.Module:
-        """The same one each time, in float64."""
+        """A copy of the same layer each time, in float64."""
         return copy.deepcopy(self._layer).train(training)
 
     def batch(self, number: int = 0) -> tuple[Tensor, Tensor]:
-        """(an input, the gradient of its output), float64: others for each number."""
+        """(an input, the gradient of its output), float64, different for each number."""
         generator = torch.Generator().manual_seed(number)
         x, dy = torch.randn((2, *self.shape), dtype=torch.float64, generator=generator).unbind()
         return 2 * x + 1, dy
 
     def on_ranks(self, world_size: int) -> list[OnRank]:
-        """Batch r on rank r of so many real ones."""
+        """Run batch r on rank r of `world_size` real ranks."""
         batches = [self.batch(rank) for rank in range(world_size)]
         state = self._layer.state_dict()
         return self.pool.run(_on_rank, self.norm, self.shape, state, batches, world_size=world_size)
 
     def alone(self, world_size: int) -> list[tuple[Values, nn.Module]]:
-        """(a step, the layer after it) of each group of ranks that share their statistics, in one process.
+        """(a step, the layer after it) for each group of ranks that share their statistics, in one process.
 
-        Their batch is the union of those of its ranks.
+        A group's batch is the union of its ranks' batches.
         """
         size = 1
         if self.norm.needs_ranks:
@@ -88,9 +88,9 @@ class Subject:
 
 
 def new_layer(norm: NormConfig, shape: Shape, virtual_ranks: int = 1) -> nn.Module:
-    """A layer as a conversion makes it, in float64, its parameters and statistics off their first values.
+    """A layer as a conversion makes it, in float64, with parameters and statistics off their initial values.
 
-    Those of 1 and 0 would hide what is multiplied by them, or added.
+    Multiplying by 1, or adding 0, would hide mistakes.
     Collective for norm=syncbn in a process group.
     """
     with seeded(0):
@@ -134,19 +134,19 @@ def _on_rank(
     with Traffic() as evaluation, torch.no_grad():
         evaluated = layer.eval()(batches[rank][0])
     if len(batches) > 1:
-        dist.barrier()  # a rank that left before another has connected to it would fail that one
+        dist.barrier()  # if a rank left before another has connected to it, that one would fail
     return OnRank(done, after, evaluated, len(training.calls), len(evaluation.calls))
 
 
 def united(steps: Sequence[Values]) -> Values:
-    """The steps of ranks as one of the union of their batches: gradients of parameters are sums over ranks."""
+    """The steps of ranks as one step on the union of their batches: parameter gradients are sums over ranks."""
     joined = {name: torch.cat([one[name] for one in steps]) for name in (OUTPUT, INPUT_GRADIENT)}
     summed = steps[0].keys() - joined.keys()
     return joined | {name: torch.stack([one[name] for one in steps]).sum(0) for name in summed}
 
 
 def worst(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> tuple[float, str]:
-    """(how far apart, what): what is furthest apart of what both have by name."""
+    """(how far apart, name) of the entry that differs most, among the names in both."""
     return max(
         ((apart(ours[name], theirs[name]), name) for name in ours.keys() & theirs.keys()), default=(0.0, "")
     )

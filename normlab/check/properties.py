@@ -1,4 +1,4 @@
-"""Each property of a norm: a function that says in which sense it holds, or raises."""
+"""The properties of a norm: each is a function that returns in which sense it holds, or raises."""
 
 import copy
 import io
@@ -17,33 +17,33 @@ from normlab.config.norm import CustomNormConfig
 from normlab.targets import named, said_in
 
 EXACT = 1e-9
-"""How far apart two results in float64 may be that are the same but for the order of their sums."""
+"""How far apart two float64 results may be that differ only in the order of their sums."""
 
 BF16 = 2e-2
-"""How far apart a result in bfloat16, of 8 bits, and the exact one may be."""
+"""How far a result in bfloat16, with 8 bits, may be from the exact one."""
 
 WORLD_SIZES = (2, 4)
 
 
 class Broken(Exception):
-    """The property does not hold: the number, and what to do."""
+    """The property does not hold; the message has the number and what to do."""
 
 
 class NotForThis(Exception):
-    """The norm does not claim it."""
+    """The norm does not claim the property."""
 
 
 @dataclass(frozen=True)
 class Verdict:
     name: str
     holds: bool | None
-    """None: the norm does not claim it."""
+    """None: the norm does not claim the property."""
 
     said: str
 
 
 def verdicts(subject: Subject) -> Iterator[Verdict]:
-    """One for each property, in order; the first alone where that does not hold, since all others need it."""
+    """One verdict per property, in order; only the first if that does not hold, since all others need it."""
     for name, look in PROPERTIES.items():
         try:
             verdict = Verdict(name, True, look(subject))
@@ -61,7 +61,7 @@ def verdicts(subject: Subject) -> Iterator[Verdict]:
 
 
 def _said(error: Exception) -> str:
-    """The error in one line; where ranks failed, the last line of the first one's traceback."""
+    """The error in one line; if ranks failed, the last line of the first one's traceback."""
     if isinstance(error, RuntimeError) and str(error).startswith("rank "):
         return str(error).split("\nrank ")[0].strip().splitlines()[-1]
     return said_in(error)
@@ -78,7 +78,7 @@ def shape_and_dtype(subject: Subject) -> str:
 
 
 def gradients(subject: Subject) -> str:
-    """Finite differences of the output by each value of the input and of the parameters."""
+    """Compare gradients with finite differences of the output, for the input and every parameter."""
     for training in (True, False):
         layer = subject.layer(training=training)
         parameters = {n: p.detach().requires_grad_() for n, p in layer.named_parameters() if p.requires_grad}
@@ -98,7 +98,7 @@ def gradients(subject: Subject) -> str:
 
 
 def _as_function(layer: nn.Module, parameters: Sequence[str]) -> Callable[..., Tensor]:
-    """The layer's output for an input and its parameters, from the same state each time."""
+    """The layer's output as a function of its input and parameters, from the same state each time."""
 
     def output(x: Tensor, *values: Tensor) -> Tensor:
         y: Tensor = functional_call(copy.deepcopy(layer), dict(zip(parameters, values, strict=True)), (x,))
@@ -155,7 +155,7 @@ def weight_decay(subject: Subject) -> str:
 
 
 def other_samples(subject: Subject) -> str:
-    """Whether an output of training depends on the other samples."""
+    """Whether a training output depends on the other samples."""
     (x, _), (others, _) = subject.batch(0), subject.batch(1)
     others[0] = x[0]
     moved = apart(subject.layer()(others)[0].detach(), subject.layer()(x)[0].detach())
@@ -170,7 +170,7 @@ def other_samples(subject: Subject) -> str:
 
 
 def evaluation(subject: Subject) -> str:
-    """Whether an evaluated output depends on the sample and the state alone, and the state on no evaluation."""
+    """Whether an evaluated output depends only on the sample and the state, which evaluation leaves unchanged."""
     layer, x = subject.layer(), subject.batch()[0]
     step(layer, *subject.batch(1))
     layer.eval()
@@ -188,7 +188,7 @@ def evaluation(subject: Subject) -> str:
 
 
 def real_ranks(subject: Subject) -> str:
-    """Several processes do what one does with the samples that are to share their statistics."""
+    """Several processes give what one gives on all samples that share their statistics."""
     most = 0.0
     for world_size in WORLD_SIZES:
         seen, alone = subject.on_ranks(world_size), subject.alone(world_size)
@@ -216,7 +216,7 @@ def real_ranks(subject: Subject) -> str:
 
 
 def virtual_ranks(subject: Subject) -> str:
-    """One process with the samples of two ranks, sample i of rank i % 2, does what they do."""
+    """One process with the samples of two ranks, sample i of rank i % 2, gives what they give."""
     norm, count = subject.norm, 2
     if isinstance(norm, CustomNormConfig) and norm.needs_ranks:
         raise NotForThis("refused for a norm of your own that needs other ranks")
@@ -228,7 +228,7 @@ def virtual_ranks(subject: Subject) -> str:
     far = 0.0
     for rank, real in enumerate(seen):
         far = max(far, *(apart(done[name][rank::count], real.step[name]) for name in (OUTPUT, INPUT_GRADIENT)))
-    with torch.no_grad():  # ranks are evaluated with the buffers of the first
+    with torch.no_grad():  # ranks are evaluated with the first one's buffers
         far = max(far, apart(layer.eval()(batches[0][0]), seen[0].evaluated))
     if far > EXACT:
         raise Broken(f"two virtual ranks are {far:.1e} off two real ones; see whether needs_batch is right")

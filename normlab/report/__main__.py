@@ -116,7 +116,7 @@ def report(args: argparse.Namespace) -> None:
     if not study.cells and not args.text:
         raise ConfigError(f"no run below {study.root} has a norm and a seed; --text says what there is.")
     if not args.text:
-        _check_folders(args)  # before the tables, which would push the error out of sight
+        _check_folders(args)  # before the tables, which would scroll the error out of sight
     found = findings(study, metric, baseline)
     if args.watch is None:
         shown = grids(study, metric, x, baseline)

@@ -12,7 +12,7 @@ from normlab.report.statistics import Estimate, estimate
 from normlab.run_files import is_number
 
 MOST_CHARACTERS = 80
-"""A longer value is shown cut."""
+"""Longer values are cut off."""
 Axis = str
 Value = Hashable
 
@@ -23,9 +23,9 @@ class Cell:
 
     norm: str
     at: tuple[tuple[Axis, Value], ...]
-    """The value of every swept key; one of the norms' own is left out unless this norm takes several values."""
+    """The value of every swept key; a norm's own key is left out unless this norm takes several values of it."""
     runs: tuple[dict[str, Any], ...]
-    """Rows of Records.runs; where several have the same seed, the one written last."""
+    """Rows of Records.runs; if several have the same seed, the one written last."""
 
     @property
     def values(self) -> dict[Axis, Value]:
@@ -92,7 +92,7 @@ def show(value: Value) -> str:
 
 
 def sort_key(value: Value) -> tuple[int, float, str]:
-    """Numbers by size, followed by words."""
+    """Sort numbers by size, followed by words."""
     if isinstance(value, int | float):
         return (0, float(value), "")
     return (1, 0.0, str(value))

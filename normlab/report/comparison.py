@@ -1,4 +1,4 @@
-"""Event files with which TensorBoard itself shows the metric against the batch size.
+"""Event files from which TensorBoard itself shows the metric against the batch size.
 
 <folder>                the figures, the layout of Custom Scalars, the columns of HParams
 <folder>/<norm>         scalars whose step is the batch size; mean curves, whose step is samples_seen
@@ -86,7 +86,7 @@ def _tag(*parts: str) -> str:
 
 
 def _against(cells: Sequence[Cell], finals: Sequence[str]) -> Iterator[tuple[int, Summary.Value]]:
-    """Each metric's mean and, in a group of their own, the ends of its interval, by increasing batch size."""
+    """Each metric's mean and, in a separate group, the ends of its interval, by increasing batch size."""
     for cell in sorted(cells, key=_batch_size):
         for metric in finals:
             found = cell.estimate(metric)
@@ -125,7 +125,7 @@ def _curve_tag(tag: str, cell: Cell) -> str:
 def _images(figures: Sequence[Path]) -> Iterator[tuple[int, Summary.Value]]:
     for path in figures:
         png = path.read_bytes()
-        width, height = (int.from_bytes(png[at : at + 4]) for at in (16, 20))  # of a PNG's first chunk
+        width, height = (int.from_bytes(png[at : at + 4]) for at in (16, 20))  # from the PNG's first chunk
         image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=4)
         yield 0, Summary.Value(tag=f"figures/{path.stem}", image=image)
 
@@ -185,8 +185,8 @@ def _experiment(study: Study, finals: Sequence[str]) -> tuple[int, Summary.Value
 def _session(cell: Cell, run: dict[str, object], finals: Sequence[str]) -> Iterator[tuple[int, Summary.Value]]:
     """A run's line in HParams.
 
-    Its group has the name of its directory. So has that of the run's own event file if the study is the logdir,
-    and TensorBoard shows the two as one line.
+    Its group is named after its directory, like that of the run's own event file if the study is the logdir, so
+    TensorBoard shows the two as one line.
     """
     start = plugin_data_pb2.SessionStartInfo(group_name=str(run["run"]), start_time_secs=time.time())
     for key, value in {"norm": cell.norm, **cell.values, "seed": run["seed"]}.items():

@@ -1,4 +1,4 @@
-"""What cells are compared with: those of the baseline, or those of another study."""
+"""Comparisons of cells with those of the baseline, or of another study."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

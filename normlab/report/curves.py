@@ -9,7 +9,7 @@ from normlab.report.cells import Cell
 from normlab.report.study import Study
 
 MOST_POINTS = 60
-"""In a drawn curve; one with more points is drawn as means over that many stretches of samples_seen."""
+"""Points in a drawn curve; one with more is drawn as means over this many stretches of samples_seen."""
 Floats = NDArray[np.float64]
 
 
@@ -34,7 +34,7 @@ def curve_of(study: Study, run: str, tag: str) -> tuple[Floats, Floats] | None:
 
 
 def mean_curve(study: Study, cell: Cell, tag: str) -> MeanCurve | None:
-    """Mean and range over the finished seeds, where all of them have values.
+    """Mean and range over the finished seeds, at the points where all of them have values.
 
     Seeds of one cell log at the same samples_seen, unless log_every was changed between them; then they are
     interpolated linearly.
@@ -63,7 +63,7 @@ def _stretches(samples_seen: Floats, values: Floats) -> tuple[Floats, Floats]:
 
 
 def unfinished_curves(study: Study, cell: Cell, tag: str) -> list[tuple[Floats, Floats]]:
-    """Each by itself, as far as it got: they end at different points, and a mean would jump where one ends."""
+    """Each one separately, as far as it got: they end at different points, where a mean would jump."""
     return [_stretches(*curve) for curve in _curves(study, cell, tag, finished=False)]
 
 

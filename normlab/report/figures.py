@@ -43,7 +43,7 @@ LOOK: dict[Any, Any] = {
     "lines.linewidth": 1.4,
     "lines.markersize": 5,
     "legend.frameon": False,
-    "text.parse_math": False,  # a dollar in a setting or a norm's name is no formula
+    "text.parse_math": False,  # a dollar sign in a setting or a norm's name is not a formula
     "svg.fonttype": "none",
     "svg.hashsalt": "normlab",
 }
@@ -59,7 +59,7 @@ class Drawn:
 
 
 def draw(study: Study, metric: str, *, paper: bool = True) -> Iterator[Drawn]:
-    """Every figure of a study in turn: against each swept key, over samples_seen, against speed.
+    """Every figure of a study: against each swept key, over samples_seen, against speed.
 
     `paper`: the figure of accuracies against the batch size gets a panel with those of the GN paper.
     """
@@ -100,7 +100,7 @@ def save(drawn: Drawn, folder: Path) -> None:
 def against(study: Study, metric: str, x: Axis, paper: bool = True) -> Drawn:
     """The metric against a swept key: one line per series, with intervals; other keys make panels.
 
-    `paper`: beside accuracies against the batch size, if that is swept, is a panel with those of the GN paper.
+    `paper`: if the batch size is swept, a panel beside its accuracies shows those of the GN paper.
     """
     scale = scale_of(study, metric)
     cells = study.cells
@@ -146,7 +146,7 @@ def learning_curves(study: Study, tag: str) -> Drawn:
 
 
 def _curve_limits(curves: list[MeanCurve], scale: Scale) -> tuple[float, float] | None:
-    """The range of the finished runs' bands. A diverged run in it would flatten all others."""
+    """The range of the finished runs' bands. Including a diverged run would flatten all others."""
     if not curves:
         return None
     ends = [scale.of(bound(values)) for c in curves for values in (c.low, c.high) for bound in (np.min, np.max)]

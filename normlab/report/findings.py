@@ -1,4 +1,4 @@
-"""What a reader has to know beside the means: which runs are missing, failed, diverged or doubtful."""
+"""What a reader has to know besides the means: which runs are missing, failed, diverged or doubtful."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -102,7 +102,7 @@ def _differing(runs: pd.DataFrame, key: str, by: str) -> str:
 
 
 def _lacking(begun: pd.DataFrame, key: str) -> "pd.Series[bool]":
-    """Runs without a key that others of their kind have, as those of an older version of normlab may be."""
+    """Runs without a key that others of their kind have, such as runs of an older version of normlab."""
     section = key.split(".")[0] if "." in key else ""
     kind = begun[section] if section in begun else pd.Series("", index=begun.index)
     known = begun[key].notna()
@@ -110,7 +110,7 @@ def _lacking(begun: pd.DataFrame, key: str) -> "pd.Series[bool]":
 
 
 def _conditions(study: Study, finished: pd.DataFrame) -> list[str]:
-    """What all finished runs share: model, data and length, and each setting that is off its default."""
+    """What all finished runs share: model, data and length, and each setting that differs from its default."""
     shared = [
         key
         for key in study.settings

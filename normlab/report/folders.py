@@ -31,7 +31,7 @@ def mark(folder: Path) -> None:
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """A new folder that takes `folder`'s place when the block ends well. Raises: ConfigError, as `check_own`."""
-    folder = folder.resolve()  # of a link, what it leads to
+    folder = folder.resolve()  # the target of a link
     former = folder.with_name(f"{folder.name}.former")
     unfinished, old = unfinished_name(folder), unfinished_name(former)
     for path in (folder, unfinished, old):
@@ -79,7 +79,7 @@ def _is_marked(folder: Path) -> bool:
 
 
 def _sign_of_a_run(folder: Path) -> Path | None:
-    """A file below `folder` such as runs have, including those that have only just begun."""
+    """A file below `folder` that marks a run, even one that has only just begun."""
     for path, _, files in os.walk(folder):
         if found := sorted(set(files).intersection(SIGNS_OF_LIFE)):
             return Path(path) / found[0]

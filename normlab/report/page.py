@@ -28,7 +28,7 @@ from normlab.report.tables import NOT_FINISHED
 from normlab.run_files import open_file
 
 MOST_CURVE_VALUES = 300_000
-"""The most that one page holds, so that a thousand runs take less than 10 MB."""
+"""The most values in one page, so that a thousand runs take less than 10 MB."""
 MOST_LOG_CHARACTERS = 600_000
 HERE = Path(__file__).parent
 
@@ -149,7 +149,7 @@ def _difference(found: Difference) -> list[float | None]:
 
 
 def _curves(study: Study, tags: list[str]) -> tuple[dict[str, Any], str]:
-    """Each run's curves as {tag: [grid, values]}, where grid is an index of `grids`, which runs share.
+    """Each run's curves as {tag: [grid, values]}, where grid is an index into `grids`, which runs share.
 
     If there are too many points, every curve keeps equally many, evenly spaced, including its first and last.
     """
@@ -174,7 +174,7 @@ def _curves(study: Study, tags: list[str]) -> tuple[dict[str, Any], str]:
 
 
 def _common(settings: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The settings that all runs share. Runs that have not begun are ignored, since few of theirs are known."""
+    """The settings that all runs share, ignoring runs that have not begun, whose settings are mostly unknown."""
     begun = [one for one in settings if "model" in one and "optim" in one]
     if not begun:
         return {}

@@ -44,7 +44,7 @@ def scale_of(study: Study, metric: str) -> Scale:
     splits = set(study.runs.get("eval_split", [])) & {"val", "test"}
     split = metric.partition("/")[0]
     if split == "val" and splits == {"test"}:
-        split = "test"  # without a held-out part, the test folder is what the curves call val
+        split = "test"  # without a held-out part, the curves call the test folder val
     return Scale(metric, f"{split} error, %", lambda accuracy: 100 * (1 - accuracy), (0.0, 100.0))
 
 
@@ -64,7 +64,7 @@ def possible_range(metric: str) -> tuple[float, float]:
 def limits_of(found: Sequence[Estimate], scale: Scale) -> tuple[float, float] | None:
     """The range of the means, extended on both sides by their spread or the length of the typical interval.
 
-    So one interval that is much wider than the others, as two seeds can give, does not flatten all of them.
+    So an interval much wider than the others, as two seeds can give, does not flatten all of them.
     """
     means = [scale.of(one.mean) for one in found if one.n]
     if not means:
@@ -79,7 +79,7 @@ def limits_of(found: Sequence[Estimate], scale: Scale) -> tuple[float, float] | 
 
 
 def make_panels(study: Study, x: Axis, also: int = 0) -> tuple[Figure, list[tuple[Any, Axes]], list[Axes]]:
-    """A figure with a titled panel per facet, on one scale, and `also` more panels with scales of their own."""
+    """A figure with a titled panel per facet, on one scale, and `also` more panels with their own scales."""
     facets = study.facets(x)[:MOST_PANELS]
     count = len(facets) + also
     columns = min(count, 4)
@@ -223,7 +223,7 @@ def _nbs_axis(panel: Axes, cells: Sequence[Cell], place: dict[Value, float], x: 
 
 
 def _shortened(names: list[str], cells: Sequence[Cell], x: Axis) -> list[str]:
-    """Just the norm's name, if all of its series are among `names`."""
+    """Names with all series of a norm replaced by the norm's name."""
     of_norm: dict[str, set[str]] = {}
     for cell in cells:
         of_norm.setdefault(cell.norm, set()).add(series_against(cell, x))
@@ -232,7 +232,7 @@ def _shortened(names: list[str], cells: Sequence[Cell], x: Axis) -> list[str]:
 
 
 def draw_published(panel: Axes) -> None:
-    """The GN paper's results: lighter, and on a scale of their own, since data and model differ."""
+    """The GN paper's results, lighter and on their own scale, since data and model differ."""
     for norm, errors in GN_PAPER_ERROR_PERCENT.items():
         style = style_of(norm)
         places = [math.log2(batch) for batch in errors]

@@ -1,4 +1,4 @@
-"""Published results, to compare one's own with."""
+"""Published results to compare with."""
 
 GN_PAPER_ERROR_PERCENT = {
     "bn": {2: 34.7, 4: 27.3, 8: 24.8, 16: 23.7, 32: 23.6},

@@ -1,4 +1,4 @@
-"""A race between norms, from the race.json that hydra/sweeper=race keeps: its verdict and its table."""
+"""The verdict and table of a race between norms, from the race.json that hydra/sweeper=race keeps."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ Record = Mapping[str, Any]
 
 
 def read_race(folder: Path) -> tuple[Record | None, str]:
-    """(race.json of a study, what is wrong with it); (None, "") where there was no race."""
+    """(race.json of a study, what is wrong with it); (None, "") if there was no race."""
     race, problem = read_object(folder / NAME)
     if race is None:
         return None, problem
@@ -69,7 +69,7 @@ def _comparison(race: Record, norms: Sequence[str]) -> list[str]:
 
 
 def listed(words: Sequence[object]) -> str:
-    """bn, syncbn and gn."""
+    """Words as a list in prose: bn, syncbn and gn."""
     *first, last = map(str, words)
     return f"{', '.join(first)} and {last}" if first else last
 
@@ -91,7 +91,7 @@ def table(race: Record) -> tuple[list[str], list[list[str]]]:
 
 
 def _cost(cost: Record) -> tuple[str, str]:
-    """What a step of one rank keeps for its backward, and what its norm layers send: 14 x, 9.1 kB."""
+    """What one rank's step keeps for its backward, and the messages of its norm layers: 14 x, 9.1 kB."""
     kept = "-" if cost["saved_bytes"] is None else f"{cost['saved_bytes'] / 1e6:.3g}"
     if not cost["messages"]:
         return kept, "-" if cost["messages"] is None else "nothing"

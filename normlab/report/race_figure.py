@@ -30,7 +30,7 @@ def draw_race(race: Record) -> tuple[Figure, str]:
 
 
 def _draw_rates(panel: Axes, race: Record) -> None:
-    """A line for each norm and length of run, over the rates; places of a list where several keys were tuned."""
+    """One line per norm and length of run, over the rates; over list positions if several keys were tuned."""
     runs = [run for run in race["runs"] if run["seed"] == race["seed"] and run["score"] is not None]
     settings = sorted({tuple(run["setting"]) for run in runs}, key=_as_numbers)
     single = all(len(one) == 1 and len(_as_numbers(one)) == 1 for one in settings)

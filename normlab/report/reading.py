@@ -44,7 +44,7 @@ class Records:
     directory      the same, absolute
     study          the folder that it lies in
     state          one of `run_state.STATES`; unreadable also if config.yaml or result.json cannot be read
-    detail         a failed run's error, or why a run waits
+    detail         a failed run's error, or why a run is waiting
     problem        which of its files could not be read, and why
     <setting>      every key of config.yaml: `batch_size`, `optim.lr`; `norm`, `model`, `data`, `optim` are names
     <measured>     everything else in result.json: `images_per_second`, `normalization_batch_size`, `torch`
@@ -147,7 +147,7 @@ def _read_run(one: _RunFiles, launch: dict[str, Any] | None, queue: Queue) -> No
 
 
 def _settings(one: _RunFiles, launch: dict[str, Any] | None) -> dict[str, Any]:
-    """config.yaml by key, `norm` for `norm.name`; if the run has not begun, what its name and overrides tell."""
+    """config.yaml by key, `norm` for `norm.name`; if the run has not begun, what its name and overrides say."""
     held, problem = read_config(one.directory)
     if held is None and launch is None:
         problem = problem or "config.yaml is missing"

@@ -15,9 +15,9 @@ class Estimate:
 
     n: int
     mean: float
-    """nan where n = 0."""
+    """nan if n = 0."""
     half_width: float
-    """nan where n < 2: one seed says nothing about the spread."""
+    """nan if n < 2: one seed says nothing about the spread."""
 
     @property
     def low(self) -> float:
@@ -29,7 +29,7 @@ class Estimate:
 
     @property
     def percent(self) -> str:
-        """2.1 ± 0.7, of fractions; 0.19 ± 0.16 below half a point."""
+        """Fractions in percent: 2.1 ± 0.7, or 0.19 ± 0.16 if the half-width is below half a point."""
         places = 2 if self.half_width < 0.005 else 1
         return f"{100 * self.mean:.{places}f} ± {100 * self.half_width:.{places}f}"
 
@@ -46,7 +46,7 @@ def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
     if n == 0:
         return Estimate(0, math.nan, math.nan)
     largest = max(map(abs, values))
-    unit = largest if largest > 1e150 else 1.0  # whose square no float would hold
+    unit = largest if largest > 1e150 else 1.0  # its square would overflow
     scaled = [value / unit for value in values]
     mean = math.fsum(scaled) / n
     if n == 1:
@@ -61,7 +61,7 @@ class Difference(Estimate):
     """A mean paired difference, its interval, and its p-values."""
 
     p: float
-    """Two-sided, of the paired t test that the true difference is 0; nan where n < 2."""
+    """Two-sided p-value of the paired t test that the true difference is 0; nan if n < 2."""
     p_holm: float
     """`p`, adjusted for the family of differences that it belongs to."""
 
@@ -89,10 +89,10 @@ def with_p_values(differences: Sequence[Estimate]) -> list[Difference]:
 
 
 def _p_value(difference: Estimate) -> float:
-    """2 P(T > |mean| / (s / sqrt(n))), T of Student with n - 1 degrees of freedom."""
+    """2 P(T > |mean| / (s / sqrt(n))), with T Student's with n - 1 degrees of freedom."""
     if difference.n < 2:
         return math.nan
-    if difference.mean == 0:  # also if no seed differs
+    if difference.mean == 0:  # also if all seeds agree
         return 1.0
     degrees = difference.n - 1
     standard_error = difference.half_width / float(stdtrit(degrees, (1 + LEVEL) / 2))

@@ -33,12 +33,12 @@ class Study:
     def __init__(self, *records: Records) -> None:
         self.root = records[0].root
         self.names: tuple[str, ...] = ()
-        """The names of the studies, where several are compared."""
+        """The names of the studies, if several are compared."""
         if len(records) > 1:
             self.names = _names(records)
             records = _named_apart(records, self.names)
         self.race, self.race_problem = read_race(self.root) if len(records) == 1 else (None, "")
-        """The race that its runs were trained for, if they were."""
+        """The race that its runs were trained for, if any."""
         runs = pd.concat([one.runs for one in records], ignore_index=True)
         self.points = pd.concat([one.points for one in records], ignore_index=True)
         self.points["run"] = self.points["run"].astype("category")
@@ -93,8 +93,8 @@ class Study:
         """The swept keys: those that change a result and take several values within one norm.
 
         A key is not swept if its section's name implies it (model.depth beside model), or if it has a single value
-        in each study, or for each norm and batch size. The study itself, and results_version, count as swept keys
-        where there are several.
+        in each study, or for each norm and batch size. The study itself and results_version count as swept keys
+        if there are several.
         """
         runs = self.runs
         kept = [key for key in self.settings if key not in {"norm", "seed"} and key not in NOT_OF_IDENTITY]
@@ -111,7 +111,7 @@ class Study:
         own = [axis for axis in swept if axis.startswith("norm.")]
         more = [key for key in swept if key not in (*first, *own)]
         if "norm" in runs and first:
-            # A rate tuned for each norm and batch size is no axis of its own: no two norms would share a value.
+            # A rate tuned for each norm and batch size is not an axis: no two norms would share a value.
             cells = runs.groupby(["norm", *first, *own], dropna=False)
             more = [key for key in more if (cells[key].nunique() > 1).any()]
         return first + sorted(own + more)
@@ -156,7 +156,7 @@ class Study:
         ]
 
     def shown_metrics(self, metric: str) -> list[str]:
-        """`metrics`; if there are more than MOST_METRICS, `metric` and the first of the others."""
+        """`metrics`; if there are more than MOST_METRICS, `metric` and the first others."""
         if len(self.metrics) <= MOST_METRICS:
             return self.metrics
         return list(dict.fromkeys([metric, *self.metrics]))[:MOST_METRICS]
@@ -172,7 +172,7 @@ class Study:
         return (preferred or self.metrics)[0]
 
     def check_metric(self, metric: str) -> None:
-        """Raises: ConfigError, which lists the metrics there are."""
+        """Raises: ConfigError, which lists the existing metrics."""
         if metric not in self.metrics:
             raise ConfigError(f"metric={metric} is not in these runs; they have {', '.join(self.metrics)}.")
 
@@ -184,7 +184,7 @@ class Study:
     def baseline(self, name: str | None) -> str | None:
         """The series to compare with: the one of that name, or the first of that norm; by default bn, if present.
 
-        Raises: ConfigError, which lists the series there are.
+        Raises: ConfigError, which lists the existing series.
         """
         series = list(dict.fromkeys(cell.series for cell in self.cells))
         chosen = [one for one in series if one == (name or "bn") or one.split(" ")[0] == (name or "bn")]

@@ -11,15 +11,15 @@ from normlab.config.norm import NORMS
 class Style:
     colour: str
     marker: str
-    """As matplotlib names it."""
+    """matplotlib's name for it."""
     symbol: str
-    """As Plotly names it."""
+    """Plotly's name for it."""
 
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888")
 """Okabe & Ito's, which most colour-blind readers can distinguish; without yellow, which is too faint on paper."""
 _COLOURS_OF_UNKNOWN = COLOURS[5:]
-"""Those that bn, syncbn, gn, ln and in do not have, since a user's own norm is compared with these."""
+"""Those that bn, syncbn, gn, ln and in do not use, since users compare their own norms with these."""
 _SYMBOLS = {
     "o": "circle",
     "s": "square",
@@ -42,7 +42,7 @@ def norm_order(norm: str) -> tuple[int, str]:
 
 
 def style_of(norm: str) -> Style:
-    """The norm's colour and marker; those of an unknown norm follow from its name, and are none of ours."""
+    """The norm's colour and marker; an unknown norm's follow from its name, and differ from all of ours."""
     if norm in NORMS:
         colour, marker = NORMS[norm].colour, NORMS[norm].marker
     else:

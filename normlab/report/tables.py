@@ -73,7 +73,7 @@ def _facet_grids(
 
 
 def _absent(row: Mapping[object, str], value: Value) -> str:
-    """A norm that does not have the key x has a column of its own, so empty fields are not missing runs."""
+    """A norm without the key x has a separate column, so empty fields are not missing runs."""
     return "" if value is None or None in row else "missing"
 
 
@@ -103,7 +103,7 @@ def _number(found: Estimate, p: float = math.nan) -> str:
 
 
 def decimals(value: float, like: float | None = None) -> str:
-    """Four places below 10, as accuracies need, fewer above; if `like` is given, as many as it gets."""
+    """Four places below 10, as accuracies need, fewer above; if `like` is given, as many as for that."""
     size = abs(value if like is None else like)
     places = 4 if size < 10 else 2 if size < 100 else 1
     return f"{value:.{places}f}"
@@ -172,7 +172,7 @@ def as_markdown(grid: Grid) -> str:
 
 
 def as_list(text: str, names: Sequence[str]) -> str:
-    """A finding, as Markdown."""
+    """A finding as Markdown."""
     return "\n".join([escape(text), *(f"- {_code(name)}" for name in names)]) + "\n"
 
 

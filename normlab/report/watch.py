@@ -1,4 +1,4 @@
-"""The report made again while its runs train, and shown by a server for browsers of this machine."""
+"""A report that is remade while its runs train, and served to browsers on this machine."""
 
 import functools
 import os
@@ -19,12 +19,12 @@ SHARE_OF_A_CORE = 0.1
 
 
 def watch(remake: Callable[[], None], roots: Sequence[Path], page: Path, every_s: float, port: int) -> None:
-    """Serve `page` and make it again after runs below `roots` have changed, until Ctrl-C.
+    """Serve `page`, and remake it after runs below `roots` have changed, until Ctrl-C.
 
-    `remake` makes the report. While it raises ConfigError, as before the first run has begun, that is said and
-    what there was stays. Raises: ConfigError if the port is taken.
+    `remake` makes the report. If it raises ConfigError, as before the first run has begun, the error is shown and
+    the previous page stays. Raises: ConfigError if the port is taken.
     """
-    # The page links to the runs; where it stands elsewhere, nothing around it is served.
+    # The page links to the runs; if it is elsewhere, nothing around it is served.
     around = roots[0] if roots[0] in page.parents else page.parent
     with _served(around, port) as address:
         _say(f"{address}/{page.relative_to(around)} refreshes itself; Ctrl-C ends this")
@@ -57,7 +57,7 @@ def _fingerprint(roots: Sequence[Path]) -> dict[str, tuple[int, int]]:
 
 
 class _Quiet(SimpleHTTPRequestHandler):
-    """Files, which browsers are to ask for each time."""
+    """Serves files that browsers must request anew each time."""
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
