@@ -1,4 +1,4 @@
-"""What a SLURM cluster says of itself. Imports no torch."""
+"""What a SLURM cluster reports about itself. Imports no torch."""
 
 import re
 import subprocess
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cluster:
-    """Its name, and the most elements that one array may have."""
+    """A cluster's name, and the most elements that an array may have."""
 
     name: str = ""
     max_array_size: int = 1000
 
 
 def this_cluster() -> Cluster:
-    """The cluster of this machine; the defaults where scontrol does not tell."""
+    """This machine's cluster; the defaults if scontrol does not answer."""
     try:
         shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.TimeoutExpired):

@@ -10,12 +10,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 NOTE = "code.json"
-"""In a copy of the source tree: what it is a copy of."""
+"""The file in a copy of the source tree that says what it is a copy of."""
 
 
 @dataclass(frozen=True)
 class Code:
-    """The state of normlab's source tree; all empty where it is not a git checkout or there is no git."""
+    """The state of normlab's source tree; all empty if it is not a git checkout or there is no git."""
 
     commit: str = ""
 
@@ -33,7 +33,7 @@ def current_code(root: Path = ROOT) -> Code:
         note = json.loads((root / NOTE).read_bytes())
         return Code(note["commit"], note["diff"])
     try:
-        # Fails where the repository is another project's, in whose folder normlab is installed.
+        # Fails if the repository is another project's, in whose folder normlab is installed.
         _git(root, "ls-files", "--error-unmatch", ".")
         commit = _git(root, "rev-parse", "HEAD").decode().strip()
         diff = _git(root, "diff", "HEAD")

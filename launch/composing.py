@@ -17,10 +17,10 @@ from normlab.config.section import SCHEMAS
 
 
 class Composer:
-    """Gives each job what Hydra composes for it, faster: jobs that choose the same files share their composition.
+    """Composes what Hydra would for each job, but faster: jobs that choose the same files share their composition.
 
     Hydra reads and merges files, which takes a tenth of a second, and then sets values such as seed=1. A sweep
-    has few choices of files and many of values, so values are set on a copy of what was composed before.
+    has few choices of files and many of values, so values are set on a copy of an earlier composition.
     """
 
     def __init__(self, master_config: DictConfig, config_loader: ConfigLoader) -> None:
@@ -31,7 +31,7 @@ class Composer:
     def compose(self, overrides: Sequence[str]) -> tuple[DictConfig, Mapping[str, Any]]:
         """(the configuration of a job without Hydra's part, the choice of each config group).
 
-        Raises: HydraException or OmegaConfBaseException where it does not compose.
+        Raises: HydraException or OmegaConfBaseException if it does not compose.
         """
         parsed = self._parser.parse_overrides(list(overrides))
         files = [str(one.input_line) for one in parsed if not _sets_a_value(one)]
@@ -41,7 +41,7 @@ class Composer:
             for one in filter(_sets_a_value, parsed):
                 OmegaConf.update(task, one.key_or_group, one.value(), merge=True)
         except (HydraException, OmegaConfBaseException):
-            return self._compose(overrides)  # what is wrong is said as Hydra says it
+            return self._compose(overrides)  # for Hydra's own error message
         return task, choices
 
     def _with_files(self, overrides: Sequence[str]) -> tuple[DictConfig, Mapping[str, Any]]:
@@ -60,13 +60,13 @@ class Composer:
 
 
 def given_overrides(master_config: DictConfig) -> list[str]:
-    """What the command line sets, as it was given: an interpolation in it is each job's to resolve."""
+    """The command line's overrides as given: each job resolves interpolations itself."""
     given: list[str] = OmegaConf.to_container(master_config.hydra.overrides.task, resolve=False)  # type: ignore[assignment]
     return given
 
 
 def _sets_a_value(override: Override) -> bool:
-    """Whether it is like seed=1 or optim.lr=0.1: it chooses no file, neither adds nor deletes, is not Hydra's."""
+    """Whether it only sets a value, like seed=1: chooses no file, adds or deletes nothing, and is not Hydra's."""
     if override.type is not OverrideType.CHANGE or override.package is not None:
         return False
     section, _, key = override.key_or_group.partition(".")

@@ -50,7 +50,7 @@ from normlab.squeue import read_queue
 
 COMMANDS = ("sbatch", "squeue", "srun", "scontrol", "scancel")
 MESSAGES = 50
-"""All-reduces whose median time is told."""
+"""All-reduces whose median time is reported."""
 SIOCGIFADDR = 0x8915
 """Linux: the address of a network interface."""
 
@@ -58,12 +58,12 @@ SIOCGIFADDR = 0x8915
 @dataclass(frozen=True)
 class Finding:
     holds: bool | None
-    """None: neither good nor bad, or not found out."""
+    """None: neither good nor bad, or unknown."""
     text: str
 
 
 def on_this_machine(output_dir: Path) -> Iterator[Finding]:
-    """What the login node has."""
+    """Findings on the login node."""
     missing = [command for command in COMMANDS if shutil.which(command) is None]
     yield Finding(not missing, f"commands: {', '.join(missing)} not found" if missing else "commands: all found")
     if missing:
@@ -89,7 +89,7 @@ def on_this_machine(output_dir: Path) -> Iterator[Finding]:
 
 
 def in_a_job(config: SlurmConfig, output_dir: Path) -> Iterator[Finding]:
-    """What two ranks of a job find, on two nodes or on one.
+    """Findings of two ranks of a job, on two nodes or on one.
 
     A stop signal ends the job too.
     Raises: ConfigError if sbatch refuses it, or output_dir cannot be written; SystemExit for a stop signal.
@@ -123,7 +123,7 @@ def _findings_of_job(config: SlurmConfig, output_dir: Path, stop_signal: StopSig
         yield Finding(False, f"job {job_id} ended early: {last_words(folder, job_id)}; its logs: {folder}")
         return
     yield from _judge(found, nodes)
-    leaves_by = time.monotonic() + GRACE_S  # until then its tasks still write their logs there
+    leaves_by = time.monotonic() + GRACE_S  # until then its tasks still write logs there
     while job_id in (read_queue() or {}) and time.monotonic() < leaves_by:
         time.sleep(min(1.0, config.poll_s))
     shutil.rmtree(folder, ignore_errors=True)
@@ -173,7 +173,7 @@ def _judge(found: Sequence[dict[str, Any]], nodes: int) -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class Hello:
-    """What each of the two ranks does; writes rank<r>.json."""
+    """The task of each of the two ranks; writes rank<r>.json."""
 
     folder: Path
     on_gpus: bool
@@ -258,7 +258,7 @@ def _flock_here(output_dir: Path) -> Finding:
 
 
 def _answer(*command: str) -> str:
-    """What a command of SLURM prints; nothing where it fails."""
+    """What a SLURM command prints; empty if it fails."""
     try:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
@@ -267,7 +267,7 @@ def _answer(*command: str) -> str:
 
 
 def _settings(words: Sequence[str]) -> SlurmConfig:
-    """Raises: ConfigError for what is no key of hydra.launcher, or not one of its values."""
+    """Raises: ConfigError for a word that is not a key of hydra.launcher with a valid value."""
     known = {spec.name for spec in fields(SlurmConfig)}
     given = {}
     for word in words:

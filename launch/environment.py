@@ -1,4 +1,4 @@
-"""Whether this process is a rank of a job already, as torchrun or SLURM say; its threads and memory. No torch."""
+"""Whether torchrun or SLURM started this process as a rank of a job; its threads and memory. No torch."""
 
 import ctypes
 import os
@@ -11,14 +11,14 @@ from normlab.config import ConfigError
 SlurmEnvironment = Mapping[str, str]
 
 SPIN_COUNT = 5000
-"""Rounds that a thread of OpenMP that waits for others spins before it sleeps: some tenths of a millisecond."""
+"""Rounds that a waiting OpenMP thread spins before it sleeps: some tenths of a millisecond."""
 
 
 def spin_briefly() -> None:
-    """Have threads that wait for others sleep soon, unless the user says otherwise. Call before importing torch.
+    """Have waiting threads sleep soon, unless the user says otherwise. Call before importing torch.
 
-    They would spin for 300,000 rounds at each operation: where others use the cores too, that is time taken from
-    the very thread that they wait for. No result depends on it.
+    By default they spin for 300,000 rounds at each operation. If other processes use the cores too, that takes
+    time from the very thread that they wait for. No result depends on it.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
@@ -28,14 +28,14 @@ KEPT_BYTES = 1 << 30
 """Freed memory that a rank keeps for its next step."""
 
 LARGEST_KEPT_BYTES = 32 << 20
-"""The largest block that is kept: as much as every glibc accepts."""
+"""The largest block that is kept: the most that every glibc accepts."""
 
 
 def keep_freed_memory() -> None:
     """Have glibc keep what a training step frees for the next one, unless the user has set its allocator.
 
-    It would give the step's activations back to the kernel, which has to clear the same pages again for the next
-    step. No result depends on it.
+    By default it returns the step's activations to the kernel, which has to clear the same pages again for the
+    next step. No result depends on it.
     """
     chosen = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -46,7 +46,7 @@ def keep_freed_memory() -> None:
 
 
 def training_command(starter: str = "") -> str:
-    """How the user calls train.py, or what is installed in its place: alone, or under torchrun as `starter`."""
+    """The user's command for train.py, or for the installed equivalent: alone, or under torchrun as `starter`."""
     if sys.argv[0].endswith(".py"):
         return f"{starter or 'python'} {sys.argv[0]}"
     return f"{starter} -m launch train" if starter else sys.argv[0]
@@ -55,8 +55,8 @@ def training_command(starter: str = "") -> str:
 def rank_environment(env: Mapping[str, str]) -> dict[str, str] | None:
     """RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT; None outside a job.
 
-    A rank is one whose RANK, WORLD_SIZE and MASTER_ADDR are set (torchrun), or that is a task of a SLURM step
-    of several (SLURM_NTASKS alone is no sign: a batch script has it without ranks), or one of submitit's local
+    A process is a rank if RANK, WORLD_SIZE and MASTER_ADDR are set (torchrun), or if it is one of several tasks of
+    a SLURM step (SLURM_NTASKS alone proves nothing: a batch script has it without ranks) or of submitit's local
     executor.
     """
     if all(key in env for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR")):
@@ -69,11 +69,11 @@ def rank_environment(env: Mapping[str, str]) -> dict[str, str] | None:
             "LOCAL_RANK": env["SLURM_LOCALID"],
             "LOCAL_WORLD_SIZE": str(_tasks_on_this_node(env)),
             "MASTER_ADDR": env.get("MASTER_ADDR") or _first_host(env["SLURM_STEP_NODELIST"]),
-            # Steps of one job may run side by side, so the port follows both numbers.
+            # Steps of one job may run side by side, so the port depends on both numbers.
             "MASTER_PORT": env.get("MASTER_PORT")
             or str(20000 + (int(env["SLURM_JOB_ID"]) * 7 + int(env["SLURM_STEP_ID"])) % 20000),
         }
-    if int(env.get("SUBMITIT_LOCAL_NTASKS", 1)) > 1:  # submitit's local executor: tasks of this machine
+    if int(env.get("SUBMITIT_LOCAL_NTASKS", 1)) > 1:  # submitit's local executor: tasks on this machine
         return {
             "RANK": env["SUBMITIT_LOCAL_GLOBALID"],
             "WORLD_SIZE": env["SUBMITIT_LOCAL_NTASKS"],

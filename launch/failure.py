@@ -1,4 +1,4 @@
-"""What ended a rank, in words for users."""
+"""Telling users what ended a rank."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ from normlab.targets import said_in
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LAUNCHER_NOTICES_WITHIN_S = 5.0
 _PEER_GONE = re.compile(r"Connection (closed|reset) by peer|remote process exited|rank \d+ left")
-"""What gloo, nccl and SyncBatchNorm say about a rank that has gone."""
+"""What gloo, nccl and SyncBatchNorm say if a rank has gone."""
 _NO_MEMORY = re.compile(r"out of memory\.|DefaultCPUAllocator: can't allocate memory")
 _ASKED_FOR = re.compile(r"tried to (allocate [\d.]+ \w+)", re.IGNORECASE)
 _GPU_HAS = re.compile(r"total capacity of ([\d.]+ \w+)")
@@ -26,7 +26,7 @@ def report_failure(error: Exception, rank: int, run: Run | None, stop_signal: Ca
     """Print what ended this rank, and record it in result.json of `run`, unless another rank was first.
 
     Call it where the error is handled. A rank that fails because another has gone is not the cause: it waits until
-    the launcher has noticed the other one and tells this one to stop.
+    the launcher has noticed the other one and tells it to stop.
     """
     cause, trace = f"rank {rank}: {_in_words(error, run)}", traceback.format_exc()
     said = f"rank {rank}:\n{trace}"
@@ -45,14 +45,14 @@ def report_failure(error: Exception, rank: int, run: Run | None, stop_signal: Ca
 
 
 def _in_words(error: Exception, run: Run | None) -> str:
-    """With its type and place where it has no words, or where they may be of the user's own code."""
+    """The error's message, with type and place if it is empty or may come from the user's own code."""
     sections = [] if run is None else [run.config.model, run.config.data, run.config.norm]
     has_own_code = any(getattr(section, "target", None) for section in sections)
     return said_in(error) if has_own_code or not str(error) else str(error)
 
 
 def _no_room(error: BaseException) -> OSError | None:
-    """The OSError of a full disk behind `error`, since torch.save raises an error of its own from it."""
+    """The OSError of a full disk behind `error`, since torch.save wraps it in an error of its own."""
     found = (each for each in _chain(error) if isinstance(each, OSError) and each.errno in NO_ROOM)
     return next(found, None)
 

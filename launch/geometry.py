@@ -1,4 +1,4 @@
-"""How the ranks of a run lie on a cluster's nodes. Pure; imports no torch."""
+"""How the ranks of a run are placed on a cluster's nodes. Pure; imports no torch."""
 
 from dataclasses import dataclass
 
@@ -7,17 +7,17 @@ from normlab.config import ConfigError
 
 @dataclass(frozen=True, order=True)
 class Geometry:
-    """What SLURM is asked for: one task is one rank, and every node has as many."""
+    """What SLURM is asked for: one task per rank, and the same number on every node."""
 
     nodes: int
     tasks_per_node: int
     gpus_per_node: int
-    """GPUs asked of each node: one for each of its ranks, or 0 for ranks on CPUs."""
+    """GPUs per node: one for each of its ranks, or 0 for ranks on CPUs."""
     cpus_per_task: int
-    """Cores of each rank; the threads it computes with."""
+    """Cores per rank, and the threads it computes with."""
 
     def of_runs(self, runs: int) -> "Geometry":
-        """For a job of several such runs on one node, whose only task starts the ranks of all."""
+        """The geometry of a job of several such runs on one node, whose only task starts the ranks of all."""
         if runs == 1:
             return self
         assert self.nodes == 1
@@ -38,8 +38,8 @@ def fit(
 ) -> Geometry:
     """The fewest nodes that hold `world_size` ranks, the same number on each.
 
-    A node holds one rank a GPU where it has any (`gpus_per_node` > 0), at most `tasks_per_node` where that is
-    given, and without both, all of them.
+    A node holds one rank per GPU if it has any (`gpus_per_node` > 0), at most `tasks_per_node` if that is given,
+    and all of them if neither is.
 
     Raises: ConfigError if the ranks cannot be spread evenly, or need more than `max_nodes` nodes.
     """

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: planned before any is started, and what became of them afterwards.
+"""The jobs of a sweep: planned before any is started, and how they ended.
 
 Imports torch only while it plans, so that a launcher's plugin stays light.
 """
@@ -58,7 +58,7 @@ class Job:
     """Its positions in the sweeper's list; two if two jobs of the list are the same run."""
 
     name: str
-    """Its own overrides, without those that the command gives to all jobs."""
+    """Its own overrides, without those that the command sets for all jobs."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def record_ended(ended: Sequence[Ended]) -> None:
 
 
 def forget_ended() -> None:
-    """Called by a sweeper that says itself what its runs came to: the summary is then of those that are left."""
+    """Called by a sweeper that reports its own results: the summary then lists only what is left to train."""
     record = _record.get()
     record[:] = [ended for ended in record if ended.is_left]
 
@@ -112,7 +112,7 @@ def refuse_inside_rank() -> None:
 
 
 def make_sweep_folder(folder: str) -> None:
-    """Make the folder before Hydra's sweeper writes there, which ends in a traceback if it cannot.
+    """Make the folder before Hydra's sweeper writes to it, which would end in a traceback if it cannot.
 
     Raises: ConfigError if it cannot be made, or has no room for what a sweep writes at its start.
     """
@@ -222,7 +222,7 @@ def job_returns(jobs: Sequence[Job]) -> list[JobReturn]:
 
 
 def to_train(jobs: Sequence[Job], *, retry_failed: bool) -> tuple[list[Job], list[Ended]]:
-    """The jobs to train, and those that are skipped; with `rerun`, none is skipped."""
+    """(jobs to train, jobs that are skipped); with `rerun`, none is skipped."""
     left: list[Job] = []
     skipped: list[Ended] = []
     for job in jobs:

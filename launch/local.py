@@ -29,7 +29,7 @@ from normlab.run import Run
 
 ROOT = str(Path(__file__).parents[1])
 LONGEST_TMPDIR = 103 - len("/pymp-12345678/listener-12345678")
-"""A socket's path has room for 103 characters (macOS; Linux: 107)."""
+"""The path of a socket has at most 103 characters (macOS; Linux: 107)."""
 
 LEAVE_WITHIN_S = 3600
 """How long ranks that were told to stop may take for their step and their checkpoint."""
@@ -41,14 +41,14 @@ FOLLOW_WITHIN_S = 30
 def preload() -> None:
     """Start the fork server, which imports torch and from which the ranks will be forked.
 
-    If it is called early, it imports beside this process, and the ranks start without an import of their own.
+    Called early, it imports while this process goes on, and ranks start without an import of their own.
     Raises: ConfigError if its socket cannot be made.
     """
     spin_briefly()
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     multiprocessing.set_forkserver_preload(["launch.fork_server"])
-    # The server of Python 3.11 looks only in its working folder, and ignores what it does not find there.
+    # The server of Python 3.11 looks only in its working folder, and ignores modules that are not there.
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = ROOT + (os.pathsep + path if path else "")
     try:
@@ -71,8 +71,8 @@ def _start_fork_server() -> None:
         tempfile.tempdir = "/tmp"
     try:
         with stop_signals_blocked():
-            multiprocessing.resource_tracker.ensure_running()  # which unblocks SIGINT and SIGTERM in this process
-        with stop_signals_blocked():  # until the server runs, which removes the socket's folder
+            multiprocessing.resource_tracker.ensure_running()  # this unblocks SIGINT and SIGTERM in this process
+        with stop_signals_blocked():  # until the server runs, since it removes the socket's folder
             multiprocessing.forkserver.ensure_running()
     finally:
         tempfile.tempdir = former
@@ -82,7 +82,7 @@ def _start_fork_server() -> None:
 
 
 def run_job(cfg: Config, study: str, run: Run, surroundings: Surroundings) -> None:
-    """A job of a sweep, in a process forked from the fork server. Its exit code tells how it ended.
+    """Run a sweep's job, in a process forked from the fork server. Its exit code says how it ended.
 
     A single rank is trained in this process; several are started from it.
     """
@@ -105,7 +105,7 @@ def _reuse_fork_server() -> None:
     """Fork this job's ranks from the server that it was itself forked from, which has torch imported.
 
     Python documents that a child reuses its parent's server. But 3.11 to 3.14 start another one, without preload,
-    since a child learns only the server's address, not its process id, nor its key (see `_start_fork_server`).
+    since a child learns only the server's address, not its process id or key (see `_start_fork_server`).
     """
     server: Any = multiprocessing.forkserver._forkserver
     if server._forkserver_address is not None:
@@ -119,14 +119,14 @@ def start_ranks(cfg: Config, study: str, run: Run, surroundings: Surroundings | 
 
     A stop signal is passed on to the ranks, which save and leave; then this process leaves with 128 + the signal.
     A second signal ends everything at once, even ranks that hang in a collective. If a rank dies, the others are
-    ended, and its error is shown with its number.
+    ended, and its error is shown with its rank.
     """
     from torch.distributed import TCPStore
 
     from launch.rank import run_started_rank
 
     assert cfg.world_size is not None
-    # In this process, not in rank 0: so its port is known before any rank starts, and no rank outlives it.
+    # In this process, not in rank 0, so that its port is known before any rank starts, and no rank outlives it.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("forkserver")
     ranks = [
@@ -144,7 +144,7 @@ def start_ranks(cfg: Config, study: str, run: Run, surroundings: Surroundings | 
     ]
     with stop_signals_raise(_Stopped):
         try:
-            with StopSignal() as early:  # the ranks would wait for one that is never started, deaf to signals
+            with StopSignal() as early:  # the ranks would wait for one that never starts, ignoring signals
                 for process in ranks:
                     process.start()
             if early():
@@ -188,7 +188,7 @@ def _rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
 
 
 def _first_to_fail(ranks: Sequence[BaseProcess]) -> int | None:
-    """Wait until all ranks have left or one has failed. Returns its number; of several, that of a killed one."""
+    """Wait until all ranks have left or one has failed. Returns its rank; of several, a killed one's."""
     running = dict(enumerate(ranks))
     while running:
         multiprocessing.connection.wait([process.sentinel for process in running.values()])
@@ -216,7 +216,7 @@ def _end(ranks: Sequence[BaseProcess], number: signal.Signals, within_s: float) 
 
 
 def _record(run: Run, cause: str) -> None:
-    """Write result.json for a rank that could not, unless another process is training the run by now."""
+    """Write result.json on behalf of a rank that could not, unless another process is training the run by now."""
     with suppress(ConfigError), run.lock() as free:
         if free:
             run.fail(cause, "", overrule=True)

@@ -1,4 +1,4 @@
-"""A norm's options in a sweep over norms: of `-m norm=bn,gn norm.num_groups=4` each norm gets what it has."""
+"""Norm options in a sweep over norms: with `-m norm=bn,gn norm.num_groups=4`, each norm gets those it has."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -13,18 +13,18 @@ from normlab.config.section import SCHEMAS
 
 
 def swept_norms(master_config: DictConfig, config_loader: ConfigLoader) -> list[str]:
-    """The choices of `norm` that a sweep goes through; none where it has but one norm."""
+    """The choices of `norm` in a sweep; none if it has only one norm."""
     params = master_config.hydra.sweeper.get("params") or {}
     words = [f"norm={params['norm']}"] if "norm" in params else []
     swept: list[str] = []
     for one in OverridesParser.create(config_loader).parse_overrides([*words, *given_overrides(master_config)]):
-        if one.get_key_element() == "norm":  # the last one holds
+        if one.get_key_element() == "norm":  # the last one counts
             swept = list(one.sweep_string_iterator()) if one.is_discrete_sweep() else []
     return swept
 
 
 def leave_out_options_of_others(norm: DictConfig, swept: Sequence[str]) -> list[str]:
-    """Take away what this norm does not have and another of the sweep has. Returns the keys: `norm.num_groups`."""
+    """Remove keys that another norm of the sweep has and this one does not. Returns them: `norm.num_groups`."""
     left_out = [key for key in unknown_keys(norm) if any(_has(name, key) for name in swept)]
     with flag_override(norm, "readonly", False):
         for key in left_out:
@@ -33,5 +33,5 @@ def leave_out_options_of_others(norm: DictConfig, swept: Sequence[str]) -> list[
 
 
 def _has(name: str, key: str) -> bool:
-    # A name that is not ours is a file of the user's own, of which nothing is known here.
+    # A name that is not ours is a user's own file, about which nothing is known here.
     return name not in SCHEMAS["norm"] or key in {spec.name for spec in fields(SCHEMAS["norm"][name])}

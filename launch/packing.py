@@ -1,4 +1,4 @@
-"""Which jobs of a sweep fit on this machine side by side: on its cores, or on the GPUs that exist."""
+"""Which jobs of a sweep fit side by side on this machine: on its cores, or on its GPUs."""
 
 import os
 import sys
@@ -11,27 +11,27 @@ from launch.jobs import Job
 
 @dataclass(frozen=True)
 class Share:
-    """What one job has of the machine while it runs."""
+    """A job's share of the machine while it runs."""
 
     threads: int
-    """For each of its ranks."""
+    """Threads per rank."""
 
     cores: int = 0
     gpus: tuple[str, ...] = ()
 
     @property
     def cuda_visible_devices(self) -> str | None:
-        """None leaves the job what this process sees: a job on the CPU may still ask for device=cuda."""
+        """None: the job sees the same GPUs as this process; a job on the CPU may still ask for device=cuda."""
         return ",".join(self.gpus) or None
 
 
 class Machine:
     """Cores and GPUs, which jobs take and give back.
 
-    A rank on the CPU takes as many cores as it has threads: `threads` where that is set, else an even share of
-    the cores among all ranks of the sweep, and one at least. It counts the jobs that are skipped too, so that
-    a sweep that is started again resumes its runs with the same threads. A rank on CUDA takes a GPU, which
-    `jobs_per_gpu` jobs may share. At least one job always runs, however large.
+    A rank on the CPU takes as many cores as it has threads: `threads` if that is set, else an even share of the
+    cores among all ranks of the sweep, but at least one. Skipped jobs count too, so that a sweep that is started
+    again resumes its runs with the same threads. A rank on CUDA takes a GPU, which `jobs_per_gpu` jobs may share.
+    At least one job always runs, however large.
     """
 
     def __init__(self, *, cores: int, gpus: Sequence[str], jobs_per_gpu: int, ranks: int) -> None:
@@ -66,9 +66,9 @@ class Machine:
         )
 
     def take(self, job: Job) -> Share | None:
-        """The job's share, from now until it is given back; None while it does not fit."""
+        """The job's share, until it is given back; None while it does not fit."""
         ranks = world_size(job)
-        # As distributed.choose_device: auto leaves the GPUs aside where there are fewer than ranks.
+        # Like devices.choose_device: auto ignores the GPUs if there are fewer than ranks.
         if job.run.config.device.value != "cpu" and ranks <= len(self._jobs_on):
             open_gpus = [gpu for gpu, jobs in self._jobs_on.items() if jobs < self._jobs_per_gpu]
             if len(open_gpus) < ranks:

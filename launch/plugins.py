@@ -1,4 +1,4 @@
-"""Make normlab's Hydra launchers known. Imports no torch."""
+"""Registration of normlab's Hydra launchers. Imports no torch."""
 
 import argparse
 import importlib
@@ -25,9 +25,9 @@ def register_launchers() -> None:
 
 
 def accept_hydras_help() -> None:
-    """Let argparse of Python 3.14 and later take the one help text of Hydra 1.3 that is no string.
+    """Let argparse of Python 3.14 and later accept the one help text of Hydra 1.3 that is not a string.
 
-    It looks into help texts when they are given, where earlier ones look when they print them. Call before Hydra.
+    It checks help texts when they are added, while earlier versions do so when they print them. Call before Hydra.
     """
     if sys.version_info >= (3, 14):
         argparse.ArgumentParser._check_help = lambda self, action: None  # type: ignore[attr-defined]

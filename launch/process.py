@@ -17,7 +17,7 @@ from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 REPEATED_WITHIN_S = 1.0
-"""A repeated signal within this time is the same order: `timeout` signals a process and then its whole group."""
+"""A signal repeated within this time is the same request: `timeout` signals a process, then its whole group."""
 USER_ERROR = 2
 RUN_IS_BUSY = 3
 """A rank's exit code if another process trains the same run: an error for a single run, but not for a sweep."""
@@ -25,7 +25,7 @@ RUN_IS_BUSY = 3
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a process that is forked from the fork server has to set, since it inherits the server's."""
+    """Settings of a process forked from the fork server, which would otherwise inherit the server's."""
 
     log: Path | None = None
     """The file for its output. None: the server's output."""
@@ -67,13 +67,13 @@ def _writes_to(stream: io.TextIOBase, descriptor: int) -> bool:
 def outlive_output() -> None:
     """Go on if stdout or stderr fails: a closed pipe or terminal, or a full disk, must not end a run.
 
-    All that matters of a run is in its directory.
+    Everything that matters about a run is in its directory.
     """
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOBase) and not _writes_to(stream, descriptor):
-            continue  # somebody has replaced it
-        if stream is None:  # closed from the start; the next file to be opened would take its place
+            continue  # something has replaced it
+        if stream is None:  # closed from the start: the next file that is opened would take its place
             nowhere = os.open(os.devnull, os.O_WRONLY)
             if nowhere != descriptor:
                 os.dup2(nowhere, descriptor)
@@ -86,7 +86,7 @@ def outlive_output() -> None:
                 raw,
                 encoding=getattr(stream, "encoding", "utf-8"),
                 errors=getattr(stream, "errors", "backslashreplace"),
-                # Also for python -u, whose own streams have no buffer: ours has one beneath.
+                # Also for python -u, whose own streams are unbuffered: ours has a buffer underneath.
                 line_buffering=getattr(stream, "line_buffering", True) or getattr(stream, "write_through", False),
                 write_through=getattr(stream, "write_through", False),
             ),
@@ -94,7 +94,7 @@ def outlive_output() -> None:
 
 
 def begin_command() -> None:
-    """To be called first, before imports that take seconds, so that Ctrl-C ends them without a traceback."""
+    """Call this first, before imports that take seconds, so that Ctrl-C ends them without a traceback."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     outlive_output()
@@ -110,7 +110,7 @@ def stop_signals() -> list[signal.Signals]:
 def stop_signals_blocked() -> Iterator[None]:
     """Block stop signals in this thread during the block, and for good in processes that are started in it.
 
-    It is for the fork server, which must outlive its ranks: Ctrl-C and `timeout` signal a whole process group.
+    This is for the fork server, which must outlive its ranks: Ctrl-C and `timeout` signal a whole process group.
     """
     former = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
@@ -180,7 +180,7 @@ class StopSignal:
 
 
 def end_with_parent() -> None:
-    """End this process at once when the one that launched it dies, killed ones included.
+    """End this process at once when the one that launched it dies, even if that is killed.
 
     A child of a fork server has the server as its parent, so its launcher is watched through the sentinel;
     a child of torchrun, which hands it none, through its parent's process id.

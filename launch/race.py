@@ -1,4 +1,4 @@
-"""A race between norms: race_decisions.py says what to train, a launcher trains it, race.json says how it stands.
+"""A race between norms: race_decisions.py says what to train, a launcher trains it, race.json has the state.
 
 Imports torch only while it plans.
 """
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from normlab.data.dataset import Dataset
 
 VAL_FRACTION = 0.1
-"""Held out to choose rates by, unless the command says how much."""
+"""The fraction held out to choose rates by, unless the command sets it."""
 
 
 def run_race(
     config: DictConfig, loader: ConfigLoader, launcher: Launcher, arguments: Sequence[str], settings: RaceConfig
 ) -> None:
-    """Train what decides which norm is best, until that is decided or the budget is spent.
+    """Train the runs that decide which norm is best, until that is decided or the budget is spent.
 
     Raises: ConfigError before any run is started; SystemExit where a run has stopped or failed.
     """
@@ -66,7 +66,7 @@ def run_race(
             began = time.monotonic()
             try:
                 launcher.launch([question.overrides(trial) for trial in state.next], initial_job_idx=len(known))
-            finally:  # also of a stop signal
+            finally:  # also after a stop signal
                 forget_ended()
                 record.spend(time.monotonic() - began, [job for job in jobs.values() if job.run.ended()])
                 record.write(state)
@@ -82,7 +82,7 @@ def run_race(
 
 
 class Question:
-    """What a command line asks of a race. Raises: ConfigError for what no race can answer."""
+    """A race as the command line asks for it. Raises: ConfigError for what a race cannot answer."""
 
     def __init__(
         self, config: DictConfig, loader: ConfigLoader, arguments: Sequence[str], settings: RaceConfig
@@ -107,11 +107,11 @@ class Question:
         own = {"study": self.study}
         dataset = data.load(cfg.data)
         self.holds_out = not self._has_val(cfg, dataset)
-        """Whether a part of the training data is held out that the command did not name."""
+        """Whether training data are held out without the command saying so."""
         if self.holds_out:
             own["data.val_fraction"] = str(VAL_FRACTION)
         self._fixed |= {key: f"{key}={value}" for key, value in own.items()}
-        with flag_override(config, "readonly", False):  # as if the command gave them: they are in no run's name
+        with flag_override(config, "readonly", False):  # as if the command set them: they are in no job's name
             config.hydra.overrides.task = [*config.hydra.overrides.task, *(self._fixed[key] for key in own)]
         lists = [[f"{key}={value}" for value in values] for key, values in ranges.items()]
         given = tuple(product(*lists)) if lists else ()
@@ -124,10 +124,10 @@ class Question:
             "error_rate": settings.error_rate,
         }
         self.plan: dict[str, Any] = json.loads(json.dumps(plan))
-        """What the error rate was planned for, as JSON has it."""
+        """What the error rate was planned for, as JSON values."""
         ranks = cfg.logical_ranks(cfg.world_size or 1)
         self.costs = {norm: asdict(step_cost(one, dataset, ranks)) for norm, one in configs.items()}
-        """What a step of one rank costs with each norm, without the time."""
+        """The cost of one rank's step with each norm, without the time."""
 
     def _check(self, cfg: Config) -> None:
         if cfg.max_samples is not None:
@@ -138,8 +138,8 @@ class Question:
             raise ConfigError("rerun=true: a race goes by the results that are there; give a new study=<name>.")
 
     def _has_val(self, cfg: Config, dataset: "Dataset") -> bool:
-        """Whether there are images beside those of the comparison, to choose rates by."""
-        if cfg.data.val_fraction > 0 or dataset.test is not None:  # a val folder of their own
+        """Whether there are images other than those of the comparison to choose rates by."""
+        if cfg.data.val_fraction > 0 or dataset.test is not None:  # a separate val folder
             return True
         if "data.val_fraction" in self._fixed:
             raise ConfigError(
@@ -164,7 +164,7 @@ class Question:
 
 
 def _fixed_and_swept(loader: ConfigLoader, words: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """(key -> the override that every run has, key -> the values that are swept): norms, and settings of optim.
+    """(key -> override of every run, key -> swept values); norms and settings of optim may be swept.
 
     Raises: ConfigError if anything else is swept.
     """
@@ -181,7 +181,7 @@ def _fixed_and_swept(loader: ConfigLoader, words: Sequence[str]) -> tuple[dict[s
 
 
 class Record:
-    """What a race has spent and found so far: kept in race.json, told line by line, shown at the end."""
+    """What a race has spent and found so far: kept in race.json, printed line by line, shown at the end."""
 
     def __init__(self, question: Question, settings: RaceConfig) -> None:
         self._question, self._settings = question, settings
@@ -203,7 +203,7 @@ class Record:
         self._trained = int((found or {}).get("trained_samples", 0))
 
     def tell(self, state: State) -> None:
-        """The decisions that have not been told yet."""
+        """Print the decisions that have not been printed yet."""
         for line in state.log:
             if line not in self._said:
                 self._said.add(line)
@@ -219,7 +219,7 @@ class Record:
         return f" [{' and '.join(words)} left]" if words else ""
 
     def foresee(self, first: Trial, job: Job) -> None:
-        """Say once, as soon as the speed is known, that the budget does not reach the first comparison."""
+        """Say once, as soon as the speed is known, if the budget does not reach the first comparison."""
         if self._trained and not self._foreseen:
             self._foreseen = True
             least = self._question.race.least_epochs * job.total_samples // first.epochs
@@ -227,14 +227,14 @@ class Record:
                 say(f"{words}; fewer epochs or norms would do")
 
     def budget_ends(self, needed: int) -> bool:
-        """Whether runs of so many samples would take more than is left."""
+        """Whether runs of `needed` samples would take more than is left."""
         self._over = self._too_little_for("the next runs", needed)
         if self._over:
             say(f"{self._over}; the same command with more goes on")
         return bool(self._over)
 
     def _too_little_for(self, what: str, needed: int) -> str:
-        """In words, if training so many samples would take more than is left; else nothing."""
+        """A message if training `needed` samples would take more than is left; else empty."""
         minutes, samples = self._settings.budget_min, self._settings.budget_samples
         needed_s = needed * self._used_s / self._trained if self._trained else 0.0
         if minutes is not None and self._used_s + needed_s > 60 * minutes:
@@ -248,7 +248,7 @@ class Record:
         self._trained += sum(job.total_samples for job in trained)
 
     def keep(self, trial: Trial, job: Job) -> float | None:
-        """Note an ended run. Returns its score, None where it diverged."""
+        """Record an ended run. Returns its score, None if it diverged."""
         result = job.run.result()
         assert result is not None
         self._samples += job.total_samples
@@ -289,7 +289,7 @@ class Record:
                 json.dump(self._data, file, indent=1, allow_nan=False)
 
     def show(self) -> None:
-        """The end of a race: its table, figure and verdict."""
+        """Show the end of a race: its table, figure and verdict."""
         from normlab.report.figures import of_race, save
 
         if self._data["standings"]:

@@ -1,13 +1,13 @@
 """The decisions of a race between norms: which runs come next, which norms are out, and why.
 
-All of it follows from the results so far, and from no file or clock, so a race that was cut off goes on as if it
-had not been.
+Everything follows from the results so far, and from no file or clock, so a race that was cut off continues as if
+nothing had happened.
 
 1. Rates. Each norm tries a grid of rates for a quarter of the epochs, then the better half of them for half of the
    epochs, and takes the best. Val decides, with one seed that is not used again. (Successive halving: Jamieson &
    Talwalkar 2016, arXiv:1502.07943. Longer runs start afresh, since a schedule depends on its length.)
 2. Seeds. Each norm trains in full, at its rate, with the same seeds as the others. At a few planned numbers of
-   seeds (looks), the norm with the best mean is compared with each other one, by test, paired by seed:
+   seeds (looks), the norm with the best mean is compared with each other norm, on test, paired by seed:
 
        d = mean over n seeds of (best - other);   the other is behind, and out, if d - t s / sqrt(n) > 0
 
@@ -27,7 +27,7 @@ MOST_GROWTH = 4
 """Factors of 2 by which a grid of rates grows at each end."""
 
 Setting = tuple[str, ...]
-"""What is tuned, as overrides: ("optim.lr=0.1",)."""
+"""Tuned keys as overrides: ("optim.lr=0.1",)."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Trial:
 
 
 Results = Mapping[Trial, float | None]
-"""The score of each run that has ended, the higher the better; None where it diverged."""
+"""The score of each run that has ended (higher is better); None if it diverged."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Grid:
         return self.given[place] if self.given else (f"optim.lr={self.lr * 2.0**place:g}",)
 
     def beyond(self, best: int, tried: set[int]) -> int | None:
-        """The place next to the best one, where that is at an end of those that were tried."""
+        """The place beyond the best one, if that is at an end of those that were tried."""
         if self.given or abs(best) == 2 + MOST_GROWTH:
             return None
         return {min(tried): best - 1, max(tried): best + 1}.get(best)
@@ -67,14 +67,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class Race:
-    """What a race is about; planned before its first run, since its error rate holds for the plan."""
+    """The plan of a race, fixed before its first run, since its error rate holds for the plan."""
 
     grids: Mapping[str, Grid]
-    """What each norm tries."""
+    """The settings that each norm tries."""
     epochs: int
     """Length of a run in full."""
     seed: int = 0
-    """Rates are chosen with it; norms are compared with those after it."""
+    """The seed that rates are chosen with; norms are compared with the following ones."""
     max_seeds: int = 8
     error_rate: float = 0.05
 
@@ -90,7 +90,7 @@ class Race:
 
     @property
     def least_epochs(self) -> int:
-        """The epochs of all runs up to the first comparison, where no grid grows."""
+        """The epochs of all runs up to the first comparison, if no grid grows."""
         total = 0
         for grid in self.grids.values():
             places = len(grid.places)
@@ -113,22 +113,22 @@ class Standing:
     norm: str
     setting: Setting
     scores: tuple[float, ...]
-    """One for each of its seeds, in order; 0 where the run diverged."""
+    """One per seed, in order; 0 if the run diverged."""
     diverged: int
     behind: Estimate | None
     """Best minus this one over the seeds of both, at the race's level; None for the best itself."""
     out: str
-    """Why it is out; empty where it is still in question."""
+    """Why it is out; empty if it is still in question."""
 
 
 @dataclass(frozen=True)
 class State:
-    """All that follows from the results so far."""
+    """Everything that follows from the results so far."""
 
     next: tuple[Trial, ...]
-    """Runs to train now, in any order. Empty where the race is over."""
+    """Runs to train now, in any order. Empty if the race is over."""
     log: tuple[str, ...]
-    """The decisions, a line each."""
+    """The decisions, one line each."""
     standings: tuple[Standing, ...] = ()
     """The best first, then the others that are in question, then those that are out."""
     untrained: Mapping[str, str] | None = None
@@ -136,7 +136,7 @@ class State:
 
     @property
     def leaders(self) -> list[Standing]:
-        """The best norm, and those that are not told apart from it."""
+        """The best norm, and those that cannot be distinguished from it."""
         return [one for one in self.standings if not one.out]
 
 
@@ -162,7 +162,7 @@ def decide(race: Race, results: Results) -> State:
 def _tune(
     race: Race, norm: str, grid: Grid, results: Results, log: list[str]
 ) -> tuple[Setting | None, list[Trial]]:
-    """(the setting to compare a norm with, the runs that are lacking to choose it); neither where all diverged."""
+    """(the setting to compare a norm with, the runs still needed to choose it); neither if all diverged."""
     places = list(grid.places)
     tried = set(places)
     best = 0
@@ -194,7 +194,7 @@ def _tune(
 
 
 def _rank(score: float | None, place: int) -> tuple[float, int]:
-    """Sorts the best first: of equals the one nearest to the default, of those that diverged the lowest."""
+    """A sort key, best first: on ties the place nearest to the default, among diverged runs the lowest place."""
     return (math.inf, place) if score is None else (-score, abs(place))
 
 
@@ -218,7 +218,7 @@ def _compare(
         best = max(alive, key=lambda norm: _mean(scores[norm]))
         for norm in alive:
             behind = _difference(race, scores[best], scores[norm])
-            # Differences that are all equal have an interval of no width, which tells of rounding alone.
+            # If all differences are equal, the interval has no width, which only reflects rounding.
             if behind.low > 0 and behind.half_width > 0:
                 out[norm] = f"behind {best} by {behind.percent} points (n = {behind.n})"
         said = "; ".join(f"{norm} is out: {out[norm]}" for norm in alive if norm in out) or "none is out"
@@ -247,7 +247,7 @@ def _standings(
 
 
 def _difference(race: Race, best: list[float | None], other: list[float | None]) -> Estimate:
-    """Over the seeds that both have: each list holds the first of the same seeds."""
+    """Best minus other over the seeds that both have: each list begins with the same seeds."""
     return estimate([(a or 0.0) - (b or 0.0) for a, b in zip(best, other, strict=False)], race.level)
 
 

@@ -25,10 +25,10 @@ from normlab.trainer import Outcome, Trainer
 def run_started_rank(
     environment: dict[str, str], cfg: Config, study: str, run: Run, surroundings: Surroundings
 ) -> None:
-    """A rank that `launch.local` started. It ends with its launcher, and its exit code tells how it ended."""
+    """Run a rank that `launch.local` started. It ends with its launcher, and its exit code says how it ended."""
     end_with_parent()
     os.environ.update(environment)
-    with StopSignal():  # until here the fork server's mask holds them back
+    with StopSignal():  # until here, stop signals are blocked, as in the fork server
         surroundings.enter()
         sys.exit(run_rank(cfg, study, run))
 
@@ -61,7 +61,7 @@ def run_rank(cfg: Config, study: str, run: Run | None = None) -> int:
             if claimed == "train":
                 code = _train(run, here.hash, dataset, ranks, stop_signal)
         except ConfigError as error:
-            # Every rank has the same error, so one of them says it; but a picture is read by one rank alone.
+            # Every rank has the same error, so only one prints it; but a picture is read by a single rank.
             if rank == 0 or isinstance(error, UnreadableError):
                 print(f"error: {error}", file=sys.stderr)
                 if claimed == "train" or (run is not None and _lock(run, held)):
@@ -95,7 +95,7 @@ def load(cfg: Config) -> Dataset:
 
 
 def claim(run: Run, held: ExitStack) -> tuple[Run, str]:
-    """Take the run's lock until `held` is closed. The word is "train"; or "ended" or "busy", without the lock."""
+    """Take the run's lock until `held` is closed. Returns "train", or "ended" or "busy" without the lock."""
     if ended(run):
         return run, "ended"
     if not held.enter_context(run.lock()):
@@ -148,7 +148,7 @@ def describe(run: Run, train_samples: int) -> str:
 
 def _train(run: Run, hash_here: str, dataset: Dataset, ranks: distributed.Ranks, stop_signal: StopSignal) -> int:
     cfg = run.config
-    if hash_here != run.hash:  # a job that waited in a queue, or a node with data of its own
+    if hash_here != run.hash:  # changed while the job was queued, or different on this node
         raise RuntimeError(
             f"the data here, or normlab's code, are no longer those that run {run.hash} was named for"
         )
@@ -166,7 +166,7 @@ def _train(run: Run, hash_here: str, dataset: Dataset, ranks: distributed.Ranks,
         outcome = trainer.train(logger, stop_signal)
     except BaseException:
         for watcher in watchers:
-            with suppress(Exception):  # an error of closing must not hide the first one
+            with suppress(Exception):  # an error while closing must not hide the first one
                 watcher.close()
         raise
     if ranks.rank == 0:
@@ -190,7 +190,7 @@ def report(run: Run) -> None:
     """Print the result, the run's directory, and the command that shows its curves."""
     result = run.result()
     assert result is not None
-    shown = {name: value for name, value in result["metrics"].items() if "/iou" not in name}  # of each class
+    shown = {name: value for name, value in result["metrics"].items() if "/iou" not in name}  # one per class
     metrics = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
     print(f"{result['status']}: {metrics or 'the loss was no longer finite'}")
     print(f"run: {run.directory}")

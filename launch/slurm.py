@@ -1,4 +1,4 @@
-"""A sweep on a SLURM cluster: an array of jobs for each geometry. Imports no torch but to plan the sweep."""
+"""A sweep on a SLURM cluster: one array of jobs per geometry. Imports torch only to plan the sweep."""
 
 import os
 import re
@@ -32,7 +32,7 @@ from normlab.run_files import read_launch
 from normlab.squeue import job_of, read_queue
 
 _LIMIT = re.compile(r"\w*Max\w*Submit\w*|MaxJobCount|temporarily un\w+|Invalid job array")
-"""What sbatch says of a site's limits, which leave room again once other jobs have ended."""
+"""What sbatch says about a site's limits, which leave room again once other jobs have ended."""
 
 
 def sweep(
@@ -41,13 +41,13 @@ def sweep(
     sweep_overrides: Sequence[Sequence[str]],
     config: SlurmConfig,
 ) -> list[JobReturn]:
-    """Plan the jobs, submit those that are left, wait for them if told to, and give the sweeper their values.
+    """Plan the jobs, submit those that are left, wait for them if asked to, and return each one's value.
 
     Raises: ConfigError before any job is submitted.
     """
     jobs = plan_jobs(master_config, config_loader, sweep_overrides)
     left, skipped = to_train(jobs, retry_failed=config.retry_failed)
-    # It counts in `wait_for`, which tells what has been submitted by then; a second one ends a SLURM that hangs.
+    # `wait_for` handles a first signal, and says what has been submitted; a second one ends a SLURM that hangs.
     with StopSignal(second_ends=True):
         submission = submit(left, config)
         if submission.left:
@@ -78,13 +78,13 @@ def _unsent(submission: Submission) -> str:
 
 
 def submit(jobs: Sequence[Job], config: SlurmConfig) -> Submission:
-    """Send `jobs` to SLURM, an array for each geometry, as far as the site's limits allow, and tell their ids.
+    """Submit `jobs` to SLURM, one array per geometry, as far as the site's limits allow, and print their ids.
 
-    Those that are in its queue already stay as they are.
-    Raises: ConfigError if a run does not fit the limits of `config`, or sbatch refuses for another reason than
-    the site's; in the latter case, arrays of other geometries may have been queued.
+    Those that are already in its queue stay there.
+    Raises: ConfigError if a run does not fit the limits of `config`, or sbatch refuses for a reason other than
+    the site's limits; in the latter case, arrays of other geometries may have been queued.
     """
-    geometries = {id(job): config.geometry(job) for job in jobs}  # all of them, before anything is sent
+    geometries = {id(job): config.geometry(job) for job in jobs}  # all of them, before anything is submitted
     submission = Submission([], [], [])
     if not jobs:
         return submission
@@ -100,7 +100,7 @@ def submit(jobs: Sequence[Job], config: SlurmConfig) -> Submission:
         for job in jobs:
             launch = read_launch(job.run.directory)[0]
             if launch and (found := job_of(launch, queue)):
-                # What comes of it is of the command that queued it.
+                # Its result belongs to the command that queued it.
                 known = replace(job, run=replace(job.run, attempt=str(launch.get("attempt", ""))))
                 submission.queued.append(Submitted(known, found.job_id, Path(launch["logs"])))
                 print(f"{job.name}: SLURM job {found.job_id}, queued before", file=sys.stderr)
@@ -112,7 +112,7 @@ def submit(jobs: Sequence[Job], config: SlurmConfig) -> Submission:
 
 
 def _alone(output_dir: Path) -> AbstractContextManager[Any]:
-    """Held by one submission below `output_dir` at a time. Raises: ConfigError if that cannot be written."""
+    """A lock for one submission below `output_dir` at a time. Raises: ConfigError if that cannot be written."""
     with writable(str(output_dir)):
         output_dir.mkdir(parents=True, exist_ok=True)
         return FileLock(output_dir / ".submit.lock", fallback_to_soft=False).acquire()
@@ -132,7 +132,7 @@ def _submit_groups(
         size = cluster.max_array_size
         while packs and size:
             part = packs[:size]
-            # Arrays of one sweep share its parallelism by their sizes.
+            # The arrays of a sweep share its parallelism in proportion to their sizes.
             limited = replace(config, array_parallelism=max(1, config.array_parallelism * len(part) // total))
             try:
                 sent = _submit_array(part, geometry, study, limited, output_dir, cluster)
@@ -147,17 +147,17 @@ def _submit_groups(
 
 
 def _split(jobs: Sequence[Job], most: int) -> list[Sequence[Job]]:
-    """As few packs of at most `most` as there can be, the first of them the largest, by one at most."""
+    """The fewest packs of at most `most` jobs, whose sizes differ by at most one, larger ones first."""
     packs = -(-len(jobs) // most)
     return [jobs[first::packs] for first in range(packs)]
 
 
 class _LimitReached(Exception):
-    """sbatch refused an array by the site's limits."""
+    """sbatch refused an array because of the site's limits."""
 
 
 def _is_free(job: Job) -> bool:
-    """Whether no other process trains the run now. What `rerun` deletes is deleted by the job, when it begins."""
+    """Whether no other process is training the run. What `rerun` deletes is deleted by the job when it begins."""
     with job.run.lock() as free:
         return free
 
@@ -170,14 +170,14 @@ def _submit_array(
     output_dir: Path,
     cluster: Cluster,
 ) -> list[Submitted]:
-    """Each pack is an element of the array.
+    """Submit an array, each element of which is a pack.
 
-    Raises: _LimitReached, or ConfigError for what else sbatch refuses; then nothing is noted anywhere.
+    Raises: _LimitReached, or ConfigError if sbatch refuses for another reason; then no file is changed.
     """
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError
 
-    # A folder of its own: job ids start anew on another cluster, and submitit would take old results for new.
+    # In a new folder: job ids start anew on another cluster, and submitit would take old results for new ones.
     submission = f"normlab-{uuid.uuid4().hex[:12]}"
     logs = output_dir / ".slurm" / submission
     try:
@@ -198,13 +198,13 @@ def _submit_array(
     elements = [(element, job) for element, pack in enumerate(packs) for job in pack]
     notes = [job.run.directory / "launch.json" for _, job in elements]
     before = [note.read_bytes() if note.exists() else None for note in notes]
-    # Before sbatch, since this process may be killed after it: by submission and element the job is known again.
+    # Before sbatch, since this process may be killed after it: submission and element then identify the job.
     for element, job in elements:
         _announce(job, {**about, "job_id": "", "element": element})
-        if len(packs[element]) > 1:  # it writes to a log of its own, from its first moment on
+        if len(packs[element]) > 1:  # it writes its own log, from the start
             job.run.log_path.unlink(missing_ok=True)
     try:
-        # Ctrl-C signals sbatch too, whose job would then be queued without being known.
+        # Ctrl-C signals sbatch too, whose job could then be queued without a record of it.
         with outside_any_job(), stop_signals_blocked():
             sent = executor.submit_array(tasks)
     except FailedJobError as error:
@@ -227,15 +227,15 @@ def _submit_array(
 
 
 def _announce(job: Job, about: Mapping[str, Any]) -> None:
-    """Leave in the run's directory by which job it is to be trained."""
+    """Record in the run's directory which job is to train it."""
     launch = {"launcher": "slurm", "attempt": job.run.attempt, **about}
     announce(job.run, {**launch, "overrides": list(job.overrides), "total_samples": job.total_samples})
 
 
 @contextmanager
 def outside_any_job() -> Iterator[None]:
-    """Hide the variables of a job that this is run from, which sbatch would hand to the new ones, and those that
-    would overrule what the launcher asks sbatch for.
+    """Hide the variables of a surrounding job, which sbatch would pass on to the new ones, and those that would
+    overrule what the launcher asks sbatch for.
 
     submitit's clean_env hides SLURM_CONF and SLURM_JWT as well, which sbatch needs.
     """

@@ -1,4 +1,4 @@
-"""The keys of hydra/launcher=slurm, and what they make of a run's ranks. Imports no torch."""
+"""The keys of hydra/launcher=slurm, and the job that they give a run's ranks. Imports no torch."""
 
 import shlex
 from dataclasses import dataclass, field
@@ -151,7 +151,7 @@ class SlurmConfig(Section):
                 f"hydra.launcher.gpu_type={self.gpu_type} asks for no GPU while hydra.launcher.gpus_per_node=0; "
                 "set that to a node's GPUs."
             )
-        # SLURM looks at time limits about twice a minute, and may tell a job up to 60 s before it was to.
+        # SLURM checks time limits about twice a minute, and may signal a job up to 60 s early.
         if self.timeout_min * 60 <= self.signal_delay_s + 60:
             fits = self.signal_delay_s // 60 + 2
             raise ConfigError(
@@ -176,7 +176,7 @@ class SlurmConfig(Section):
         )
 
     def runs_per_node(self, geometry: Geometry) -> int:
-        """How many runs of this geometry are to share a job."""
+        """How many runs of this geometry share a job."""
         if geometry.nodes > 1:
             return 1
         room = [self.runs_per_job]
@@ -197,7 +197,7 @@ class SlurmConfig(Section):
     def sbatch_parameters(
         self, geometry: Geometry, study: str, submission: str, code: Path = ROOT
     ) -> dict[str, Any]:
-        """What submitit's executor is told, in its own words. `code` is the folder of the source that jobs run."""
+        """The parameters for submitit's executor. `code` is the folder of the source that jobs run."""
         named = {key: getattr(self, key) for key in ("partition", "account", "qos", "constraint", "mem")}
         return {
             **{key: value for key, value in named.items() if value is not None},
@@ -209,10 +209,10 @@ class SlurmConfig(Section):
             "ntasks_per_node": geometry.tasks_per_node,
             "cpus_per_task": geometry.cpus_per_task,
             "array_parallelism": self.array_parallelism,
-            # Jobs may start in another folder than the checkout, where normlab need not be installed.
+            # Jobs may start outside the checkout, where normlab need not be installed.
             "setup": [f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}", *self.setup],
-            # A rank that dies ends its job. srun has not taken --cpus-per-task from sbatch since 22.05, and would
-            # hide what `setup` exports where a site has SBATCH_EXPORT=NONE.
+            # A rank that dies ends its job. srun has not inherited --cpus-per-task from sbatch since 22.05, and
+            # would hide what `setup` exports if a site has SBATCH_EXPORT=NONE.
             "srun_args": [
                 *("--kill-on-bad-exit=1", "--export=ALL", f"--cpus-per-task={geometry.cpus_per_task}"),
                 *self.srun_args,

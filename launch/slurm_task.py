@@ -1,4 +1,4 @@
-"""What a submitted job runs: one run, of which each task of its srun step is a rank, or several runs in one task.
+"""What a submitted job runs: one run with a rank per task of its srun step, or several runs in one task.
 
 Light to import; torch comes when it runs.
 """
@@ -23,7 +23,7 @@ from normlab.run import Run
 from normlab.run_files import read_launch
 
 PAUSES_S = (1.0, 3.0, 8.0)
-"""Between questions to an overloaded SLURM: less, in sum, than the shortest warning that a job gets."""
+"""Pauses before asking an overloaded SLURM again: in total, shorter than the shortest warning that a job gets."""
 
 _BUSY = re.compile(r"no answer|timed out|[Uu]nable to contact|Communication|Connection|[Tt]emporarily|try again")
 
@@ -38,8 +38,8 @@ class SlurmTask:
     max_requeues: int
 
     def __call__(self) -> None:
-        """Train, then leave with 0, or with what went wrong; a stop signal requeues the job."""
-        # From the first moment: a signal during the import of torch stops the run at its first step.
+        """Train, then leave with 0 or an error's exit code; a stop signal requeues the job."""
+        # From the very start: a signal during the import of torch stops the run at its first step.
         outlive_output()
         with StopSignal():
             os.environ.update(rank_environment(os.environ) or {})
@@ -58,7 +58,7 @@ class SlurmTask:
             sys.exit(code)
 
     def checkpoint(self) -> Any:
-        """Submitit calls this for a signal that came before ours was watched: there is nothing to save yet."""
+        """Submitit calls this for a signal that came before we watched for one: there is nothing to save yet."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -66,7 +66,7 @@ class SlurmTask:
 
 @dataclass(frozen=True)
 class SlurmPack:
-    """Several runs on one node, trained side by side by the job's only task. Submitted as a pickle too."""
+    """Several runs on one node, trained side by side by the job's only task. Also submitted as a pickle."""
 
     jobs: tuple[Job, ...]
     code: Code
@@ -100,7 +100,7 @@ class SlurmPack:
 
 
 def _record_start(run: Run, code: Code) -> None:
-    """Say in launch.json, and so in result.json, on which code the job started; `code` is what was submitted."""
+    """Record in launch.json, and so in result.json, the code a job started with; `code` is what was submitted."""
     started = current_code()
     launch = read_launch(run.directory)[0] or {}
     launch |= {"started": asdict(started), "restarts": _restarts()}
@@ -111,7 +111,7 @@ def _record_start(run: Run, code: Code) -> None:
 
 
 def _requeue_or_leave(code: int, max_requeues: int) -> None:
-    """All is saved: put the job back into the queue, unless SLURM is ending it itself; then leave with `code`."""
+    """With everything saved, requeue the job unless SLURM itself is ending it; then leave with `code`."""
     import submitit
 
     environment = submitit.JobEnvironment()
@@ -120,7 +120,7 @@ def _requeue_or_leave(code: int, max_requeues: int) -> None:
         sys.exit(0)
     state = _state(environment.job_id)
     if state not in ("RUNNING", None):
-        # Requeued or preempted by SLURM, which starts it again; or cancelled, which is to be obeyed.
+        # Requeued or preempted by SLURM, which will start it again; or cancelled, which must be obeyed.
         print(f"stopped by SLURM ({state or 'no longer queued'})", file=sys.stderr)
         sys.exit(code)
     if _restarts() >= max_requeues:
@@ -134,13 +134,13 @@ def _requeue_or_leave(code: int, max_requeues: int) -> None:
 
 
 def _restarts() -> int:
-    """How often SLURM has started this job again."""
+    """How often SLURM has restarted this job."""
     return int(os.environ.get("SLURM_RESTART_COUNT", 0))
 
 
 def _state(job_id: str) -> str | None:
-    """The state in squeue; "" where SLURM does not know the job any more, None where it does not answer."""
-    # By its array id: the plain id of one element of an array is also that of the whole array.
+    """The state in squeue; "" if SLURM no longer knows the job, None if it does not answer."""
+    # By its array id: the plain id of an array's element may also be that of the whole array.
     listed = _asked("squeue", "--noheader", "--format=%T", f"--jobs={job_id}")
     if listed.returncode == 0:
         return listed.stdout.strip()
@@ -173,7 +173,7 @@ def _asked(*command: str) -> "subprocess.CompletedProcess[str]":
 def task_of(
     jobs: Sequence[Job], geometry: Geometry, code: Code, max_requeues: int, *, cores: int
 ) -> SlurmTask | SlurmPack:
-    """What a job of `cores` runs for `jobs`, each of which has `geometry`."""
+    """The task of a job with `cores` cores for `jobs`, each of which has `geometry`."""
     asked = [replace(job, run=_as_asked(job.run, geometry)) for job in jobs]
     if len(asked) > 1:
         return SlurmPack(tuple(asked), code, max_requeues, cores)
@@ -181,10 +181,10 @@ def task_of(
 
 
 def _as_asked(run: Run, geometry: Geometry) -> Run:
-    """With the threads that its job asks for, unless it sets its own, and with the device.
+    """The run with the threads that its job asks for, unless it sets its own, and with the device.
 
-    Counting the cores in the task will not do: if SLURM binds tasks, it sees the share of one rank. Nor will
-    device=auto: it would train on the CPU if a driver is broken, or take a GPU that was not asked for.
+    Counting the cores in the task will not do: if SLURM binds tasks, it sees one rank's share. Nor will
+    device=auto: it would train on the CPU if a driver is broken, or take a GPU that was not requested.
     """
     device = Device.cuda if geometry.gpus_per_node else Device.cpu
     threads = run.config.threads or geometry.cpus_per_task

@@ -1,4 +1,4 @@
-"""See how submitted jobs end, without accounting: result.json tells what came of a run, squeue that it is over."""
+"""Follow submitted jobs to their end, without accounting: squeue says that a job is over, result.json how."""
 
 import math
 import re
@@ -17,14 +17,14 @@ from normlab.run_state import is_of
 from normlab.squeue import job_of, read_queue
 
 GRACE_S, GRACE_COMPLETED_S = 15.0, 120.0
-"""How long a result may take to be seen, over a shared file system, after its job has left the queue; the latter
-where SLURM says that the job completed, so that there is one."""
+"""How long a result may take to appear on a shared file system after its job has left the queue; the latter if
+SLURM says that the job completed, so that a result exists."""
 
 _STUCK = re.compile(
     r"Partition(Time|Node)Limit|\w*PerJob(Limit)?|AssocGrp\w*|BadConstraints|Invalid(Account|QOS)|JobHeld\w+"
     r"|DependencyNeverSatisfied"
 )
-"""Why a job is pending, where that does not pass by itself."""
+"""Reasons for which a job is pending that do not pass by themselves."""
 
 _ERROR = re.compile(
     r"error: |rank \d+: |slurmstepd.*: error: |stopped by SLURM|[\w.]*(Error|Exception|Interrupt)\b"
@@ -33,7 +33,7 @@ _ERROR = re.compile(
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job that is in SLURM's queue, or was."""
+    """A job that is, or was, in SLURM's queue."""
 
     job: Job
     job_id: str
@@ -42,19 +42,19 @@ class Submitted:
 
 @dataclass(frozen=True)
 class Submission:
-    """What became of a call of `submit`."""
+    """The outcome of a call of `submit`."""
 
     queued: list[Submitted]
-    """In SLURM's queue now, or before already."""
+    """In SLURM's queue, now or already before."""
 
     busy: list[Ended]
-    """Trained by another process outside the queue."""
+    """Being trained by another process, outside the queue."""
 
     left: list[Job]
     """Not submitted, since the site takes no more for now."""
 
     limit: str = ""
-    """How sbatch refused those."""
+    """What sbatch said when it refused those."""
 
 
 def wait_for(
@@ -64,7 +64,7 @@ def wait_for(
     *,
     poll_s: float,
 ) -> list[Ended]:
-    """Block until every job has left the queue; show how they do. `before` had ended already.
+    """Block until every job has left the queue, and show their progress. `before` had already ended.
 
     Jobs that the site had no room for are submitted as others end. A stop signal ends the waiting, not the jobs:
     the same command waits for them again.
@@ -76,7 +76,7 @@ def wait_for(
     gone_since: dict[str, float] = {}
     begun: set[Job] = set()
     warned: set[str] = set()
-    fullest = math.inf  # the most jobs of this user in the queue since the site last took no more
+    fullest = math.inf  # this user's largest queue since the site last took no more
     ended: list[Ended] = []
     everyone = [*(each.job for each in waiting), *unsent, *(each.job for each in before)]
     with StopSignal() as stop_signal, SweepView(everyone) as view:
@@ -96,7 +96,7 @@ def wait_for(
                         warned.add(queued.reason)
                         tells = f"scontrol show job {each.job_id} tells what it asks for"
                         view.note(f"warning: job {each.job_id} may never start: {queued.reason}; {tells}")
-                    # The last run of a job waits for the job to leave, after which nothing runs there any more.
+                    # The last run of a job ends when the job has left the queue, so that nothing runs any more.
                     last = sum(one.job_id == each.job_id for one in waiting) == 1
                     over = not last and is_of(each.job.run.result(), launch)
                 else:
@@ -112,7 +112,7 @@ def wait_for(
                     fullest = 0
                     try:
                         more = submit(unsent)
-                    except ConfigError as error:  # squeue may be silent just now; the others are still watched
+                    except ConfigError as error:  # squeue may be silent just now; keep watching the others
                         if not waiting:
                             raise
                         fullest = math.inf  # so that the next look tries again
@@ -146,7 +146,7 @@ def _grace_s(submitted: Submitted) -> float:
 
 
 def how_it_ended(submitted: Submitted) -> Ended:
-    """From what a job wrote that has left the queue: without accounting, nothing tells its exit code."""
+    """How a job that has left the queue ended, from its files: without accounting, its exit code is unknown."""
     job = submitted.job
     result = job.run.result()
     if ended := ended_well(job, result):
@@ -158,8 +158,8 @@ def how_it_ended(submitted: Submitted) -> Ended:
 
 
 def last_words(folder: Path, job_id: str, own_log: Path | None = None) -> str:
-    """The last line that looks like an error: in a run's own log, if it shared its job, then in its ranks', rank
-    0's first, with the rank.
+    """The last line that looks like an error: in the run's own log if it shared its job, then in its ranks' logs,
+    rank 0's first, with the rank.
     """
     logs = {f"rank {_rank(log)}: ": log for log in sorted(folder.glob(f"{job_id}_*_log.err"), key=_rank)}
     if own_log and own_log.is_file() and not own_log.is_symlink():

@@ -15,14 +15,14 @@ from normlab.squeue import Queue
 from normlab.targets import OWN_MODULES, source_file
 
 FOLDER = "code"
-"""In the folder of a submission."""
+"""The copy's name in the folder of a submission."""
 
 
 def take_snapshot(folder: Path, jobs: Sequence[Job], cluster: str) -> Path:
-    """Copy normlab, and the modules of the user's own that these jobs name, into `folder`/code. Returns that."""
+    """Copy normlab, and the user's own modules that these jobs name, into `folder`/code. Returns that folder."""
     snapshot = folder / FOLDER
     for name in ("launch", "normlab", "conf"):
-        if (ROOT / name).is_dir():  # conf/ lies in normlab/ where normlab is installed
+        if (ROOT / name).is_dir():  # conf/ is inside normlab/ if normlab is installed
             _copy_tree(ROOT / name, snapshot / name)
     for file in _own_modules(jobs):
         copy = snapshot / OWN_MODULES.name / file.relative_to(Path.cwd())
@@ -43,7 +43,7 @@ def _copy_tree(folder: Path, copy: Path) -> None:
 
 
 def _own_modules(jobs: Sequence[Job]) -> set[Path]:
-    """Files of the targets of `jobs`, and what these have imported, as far as they lie in this folder."""
+    """Files of the targets of `jobs`, and of their imports, as far as they are in this folder."""
     configs = [job.run.config for job in jobs]
     sections: list[Any] = [section for cfg in configs for section in (cfg.model, cfg.data, cfg.norm)]
     targets = {(one.key("target"), one.target) for one in sections if getattr(one, "target", None)}
@@ -62,7 +62,7 @@ def _is_own(file: Path) -> bool:
 def remove_snapshots(output_dir: Path, queue: Queue, cluster: str) -> None:
     """Remove copies whose jobs have all left the queue. Call under the lock of submissions.
 
-    Those of other users and other clusters stay: what is queued there is not known here.
+    Those of other users and other clusters stay, since their queues are not known here.
     """
     submissions = {job.comment for job in queue.values()}
     for snapshot in output_dir.glob(f".slurm/*/{FOLDER}"):

@@ -36,7 +36,7 @@ class RunStatus:
     state: str
     """One of STATES."""
     age_s: float | None
-    """Since its last sign of life; None where its files cannot be looked at."""
+    """Seconds since its last sign of life; None if its files cannot be read."""
     samples_seen: int
     total_samples: int | None
     score: float | None
@@ -44,11 +44,11 @@ class RunStatus:
     detail: str
     """A failed run's error, a queued job's reason."""
     problems: tuple[str, ...]
-    """Files of it that are damaged, foreign or unreadable, in words."""
+    """Descriptions of its files that are damaged, foreign or unreadable."""
 
 
 def read_status(directory: Path, queue: Queue) -> RunStatus:
-    """What became of a run. Raises nothing: what cannot be read is named in `problems`."""
+    """The status of a run. Raises nothing: what cannot be read is named in `problems`."""
     result, no_result = read_result(directory)
     launch, no_launch = read_launch(directory)
     progress = read_progress(directory)
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def status_table(runs: Sequence[RunStatus], root: Path) -> None:
-    """The table of `python -m launch.status`, on stdout: one line per run. On a terminal, details follow below."""
+    """Print the table of `python -m launch.status`: one line per run. On a terminal, details follow below."""
     console = plain_console()
     table = Table(box=None, header_style="bold")
     columns = ["state", "run", "samples", "acc/mIoU", "time left", "last sign"]

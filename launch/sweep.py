@@ -42,7 +42,7 @@ def sweep(
     jobs_per_gpu: int,
     retry_failed: bool,
 ) -> list[JobReturn]:
-    """Plan the jobs, train those that are left, and give the sweeper what each came to.
+    """Plan the jobs, train those that are left, and return each one's value to the sweeper.
 
     A stop signal is passed on to every job, once; when all have saved and left, so does this process, with 128
     + the signal. A second one ends this process, and its jobs with it.
@@ -77,8 +77,8 @@ class Running:
 def run_jobs(
     jobs: Sequence[Job], machine: Machine, view: SweepView, stop_signal: Callable[[], int]
 ) -> list[Ended]:
-    """Train them all, as many at once as the machine holds; none is begun after a stop signal."""
-    # Jobs of many ranks first: they would wait behind small ones to the end, and leave cores idle there.
+    """Train all jobs, as many at once as fit on the machine; none is begun after a stop signal."""
+    # Jobs of many ranks first: at the end, they would wait behind small ones and leave cores idle.
     waiting = sorted(jobs, key=lambda job: -world_size(job))
     running: list[Running] = []
     ended: list[Ended] = []
@@ -122,13 +122,13 @@ def tell(process: ForkServerProcess, number: int) -> None:
 
 
 def how_it_ended(job: Job, code: int, stop_signal: int) -> Ended:
-    """From the job's exit code, and what it wrote."""
+    """How a job ended, from its exit code and its files."""
     result = job.run.result()
     if code == RUN_IS_BUSY:
         return Ended(job, "skipped", "another process is training it")
-    if ended := ended_well(job, result):  # even if it was killed while it left
+    if ended := ended_well(job, result):  # even if it was killed while leaving
         return ended
-    # Before a failure: one that was stopped or killed early still has that of an earlier attempt.
+    # Checked before failures: a job that was stopped or killed early still has an earlier attempt's failure.
     if code > 128 or (stop_signal and (code < 0 or not result)):
         return interrupted(job)
     if code < 0:

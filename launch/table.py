@@ -25,7 +25,7 @@ ORDER = ("finished", "skipped", "queued", "diverged", "stopped", "failed")
 class SweepView:
     """Every job of a sweep: state, samples, accuracy or mIoU, time left.
 
-    A launcher tells what begins and ends, and calls `update` a few times per second; the rest is read from the
+    A launcher reports what begins and ends, and calls `update` a few times per second; the rest is read from the
     runs' directories. If the terminal has too few lines for all jobs, running ones come first.
     """
 

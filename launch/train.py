@@ -48,7 +48,7 @@ def app(composed: DictConfig) -> float | None:
 
 
 def join(cfg: Config, study: str, environment: dict[str, str]) -> int:
-    """Be one of the ranks that torchrun or SLURM started."""
+    """Run as one of the ranks that torchrun or SLURM started."""
     os.environ.update(environment)
     from launch.process import end_with_parent
     from launch.rank import run_rank
@@ -80,16 +80,16 @@ def start(cfg: Config, study: str) -> tuple[int, Run]:
 
 
 def complain(message: str) -> int:
-    """Say it once for all ranks. Returns the exit code."""
+    """Print an error once for all ranks. Returns the exit code."""
     if (rank_environment(os.environ) or {}).get("RANK", "0") == "0":
         print(f"error: {message}", file=sys.stderr)
     return USER_ERROR
 
 
 def check_command(arguments: list[str]) -> list[str]:
-    """The command line for Hydra, where a run's config.yaml is a configuration to start from.
+    """The command line for Hydra, in which a run's config.yaml can be the configuration to start from.
 
-    Raises: ConfigError for what Hydra would take without a word, or end in a traceback.
+    Raises: ConfigError for what Hydra would silently accept, or end in a traceback.
     """
     command = get_args_parser().parse_args(arguments)
     if command.multirun:
