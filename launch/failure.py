@@ -26,7 +26,7 @@ def report_failure(error: Exception, rank: int, run: Run | None, stop_signal: Ca
     """Print what ended this rank, and record it in result.json of `run`, unless another rank was first.
 
     Call it where the error is handled. A rank that fails because another has gone is not the cause: it waits until
-    the launcher has noticed the other one and tells it to stop.
+    the launcher has noticed the other one and tells this one to stop.
     """
     cause, trace = f"rank {rank}: {_in_words(error, run)}", traceback.format_exc()
     said = f"rank {rank}:\n{trace}"

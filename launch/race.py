@@ -43,7 +43,7 @@ def run_race(
 ) -> None:
     """Train the runs that decide which norm is best, until that is decided or the budget is spent.
 
-    Raises: ConfigError before any run is started; SystemExit where a run has stopped or failed.
+    Raises: ConfigError before any run is started; SystemExit if a run has stopped or failed.
     """
     if config.hydra.launcher.get("wait") is False:
         raise ConfigError("hydra.launcher.wait=false: a race needs the results of its runs; leave it out.")

@@ -110,7 +110,7 @@ def copy_into(tensors: Iterable[torch.Tensor], values: torch.Tensor) -> None:
 
 
 def _checksum(value: Any, start: int = 0) -> int:
-    """CRC-32 of all values and names, which finds a changed one even if the file was rewritten properly."""
+    """CRC-32 of all values and names, which finds a change even in a file that was rewritten."""
     if isinstance(value, torch.Tensor):
         start = zlib.crc32(f"{value.dtype}{tuple(value.shape)}".encode(), start)
         content: Any = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

@@ -17,8 +17,8 @@ ParameterGroups = list[dict[str, Any]]
 def build_optimizer(model: nn.Module, cfg: OptimConfig, head: Collection[str] = ()) -> torch.optim.Optimizer:
     """The optimizer of all parameters. Norm parameters and biases decay by `norm_weight_decay`.
 
-    Parameters that must not decay (gates, thresholds) are exempt: a module's `no_weight_decay()` returns their
-    names, which is timm's convention, and is found inside wrappers too (DDP, torch.compile).
+    Parameters that must not decay (gates, thresholds) are exempt: a module's `no_weight_decay()`, timm's
+    convention, returns their names, also inside wrappers (DDP, torch.compile).
     The learning rate of a group is set before every step to that of `LearningRate` times the group's
     `lr_factor`, which is `head_lr_factor` for the parameters named in `head`.
     """

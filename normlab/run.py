@@ -25,7 +25,7 @@ from normlab.run_files import read_result
 from normlab.targets import source_file
 
 RESULTS_VERSION = 2
-"""Raised whenever a change of the harness makes the same configuration give a different result."""
+"""Raised whenever a change to the harness makes the same configuration give a different result."""
 
 
 OF_THE_LAUNCHER = ("lock", "log.txt", "launch.json")

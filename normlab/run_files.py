@@ -259,9 +259,7 @@ def read_progress(directory: Path) -> Progress:
         with open_file(directory / "metrics.jsonl") as file:
             start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
             file.seek(start)
-            lines = file.read().split(b"\n")[
-                1 if start else 0 : -1
-            ]  # the first may be cut off, the last unfinished
+            lines = file.read().split(b"\n")[1 if start else 0 : -1]  # first may be cut off, last unfinished
     except FileNotFoundError:  # not begun
         return Progress()
     except OSError as error:

@@ -71,7 +71,7 @@ def is_of(result: Mapping[str, Any] | None, launch: Mapping[str, Any] | None) ->
 
 
 def is_locked(path: Path) -> tuple[bool, str]:
-    """(whether a process holds the lock, why that is unknown). Sees other machines' if the file system does."""
+    """(whether a process holds the lock, why that is unknown); across machines if the file system supports it."""
     import fcntl
 
     try:

@@ -67,7 +67,7 @@ def call_target(key: str, target: str, args: dict[str, Any], **ours: Any) -> Any
 
 
 def _look_here() -> None:
-    """Import from the folder of the command first, as its own scripts do. It is the same on every rank."""
+    """Import from the folder of the command first, as a script in it would. It is the same on every rank."""
     for folder in (Path.cwd(), OWN_MODULES):
         if str(folder) not in sys.path and folder.is_dir():
             sys.path.insert(0, str(folder))

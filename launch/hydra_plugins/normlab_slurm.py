@@ -17,7 +17,7 @@ ConfigStore.instance().store(group="hydra/launcher", name="slurm", node=SlurmCon
 
 
 class SlurmLauncher(Launcher):
-    """Submits an array of jobs for each geometry, and waits for them if told to."""
+    """Submits one array of jobs per geometry, and waits for them if asked to."""
 
     def __init__(self, **settings: Any) -> None:
         # Checked only in `launch`: Hydra would wrap the error of a value that is out of range.

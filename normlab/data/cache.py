@@ -215,7 +215,7 @@ def map_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> torch.Tens
 
 
 class _Writable:
-    """A read-only array that claims to be writable: else from_numpy would warn, and older DLPack refuse it."""
+    """A read-only array that claims to be writable: else from_numpy would warn, and older DLPack fail."""
 
     def __init__(self, array: np.ndarray) -> None:
         self._array = array  # arrays made from this keep it, and so the array, alive

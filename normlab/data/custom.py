@@ -23,7 +23,7 @@ from normlab.data.listing import Tell, announce, cached
 from normlab.targets import call_target, named, said_in, source_file
 
 CACHE_VERSION = 1
-"""Raise it when the pixels or the files of the cache change."""
+"""Increment it when the pixels or the files of the cache change."""
 
 PROGRESS_EVERY = 256
 """Pictures between two lines of progress."""

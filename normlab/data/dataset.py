@@ -141,7 +141,7 @@ def _rows(indices: torch.Tensor | None, index_B: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Source:
-    """Data as it was read, before `split_source`."""
+    """Data as read, before `split_source`."""
 
     train: Split
     test: Split

@@ -112,7 +112,7 @@ def _grey_of_8_bits(image: Image.Image) -> Image.Image:
 def grey_values(image: Image.Image) -> np.ndarray:
     """The numbers in a grey or palette file: (H, W) int64.
 
-    Undoes Pillow's stretching: of 2 and 4 bits to 0..255, and of a PGM's 0..maximum to 0..255 or 0..65535.
+    Undoes Pillow's scaling of 2 and 4 bits to 0..255, and of a PGM's 0..maximum to 0..255 or 0..65535.
     """
     assert isinstance(image, ImageFile)
     *_, codec = image.tile[0]

@@ -37,7 +37,7 @@ from normlab.data.order import fixed_permutation
 from normlab.data.streamed import IMAGENET_MEAN, IMAGENET_STD, StreamedImages
 
 CACHE_VERSION = 2
-"""Raise it when the pixels or the files of the cache change."""
+"""Increment it when the pixels or the files of the cache change."""
 
 OF_PICTURES = {"images", "image", "imgs", "img", "pictures", "jpegimages", "leftimg8bit"}
 OF_MASKS = {"masks", "mask", "labels", "label", "annotations", "annotation", "segmentationclass", "gtfine", "gt"}

@@ -80,7 +80,7 @@ def _build(
 
 
 def _size(pair: Pair, size: int | None) -> tuple[int, int]:
-    """Width and height of a picture in the cache. Raises: ConfigError if its mask differs."""
+    """Width and height of a picture in the cache. Raises: ConfigError if the mask's differ."""
     with opened(pair[0]) as image, opened(pair[1]) as mask:
         if image.size != mask.size:
             sizes = ["x".join(map(str, one.size)) for one in (image, mask)]

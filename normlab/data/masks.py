@@ -16,7 +16,7 @@ from normlab.data.dataset import IGNORED, MaskedImages, PixelMoments, Source
 from normlab.data.images import INT64, UINT8, read_meta, write_meta
 
 CACHE_VERSION = 2
-"""Raise it when the pixels or the files of the cache change."""
+"""Increment it when the pixels or the files of the cache change."""
 
 OF_INDICES = ("1", "L", "P", "I", "I;16", "I;16B")
 """Pillow's modes of pictures that can hold an index for each pixel."""
@@ -89,7 +89,7 @@ def scaled_size(width_height: tuple[int, int], size: int | None, where: str) -> 
 
 
 def resized(pixels: Image.Image, labels_HW: np.ndarray, width_height: tuple[int, int]) -> Sample:
-    """An RGB picture and the class of each pixel at another size: bilinear, and that of the nearest pixel."""
+    """An RGB picture (bilinear) and the class of each pixel (nearest) at another size."""
     if pixels.size != width_height:
         pixels = pixels.resize(width_height, Image.Resampling.BILINEAR)
         labels_HW = np.asarray(Image.fromarray(labels_HW).resize(width_height, Image.Resampling.NEAREST))

@@ -16,7 +16,7 @@ from normlab.data.listing import Tell
 from normlab.data.order import Stream, random_words
 
 VERSION = 1
-"""Raise it when any pixel changes."""
+"""Increment it when any pixel changes."""
 
 SIDE = 32
 CHUNK = 100

@@ -15,7 +15,7 @@ from normlab.data.order import Stream, random_words
 from normlab.data.shapes import SHAPES, Dice, coverage, differing, ground, local_frame, paint, to_uint8
 
 VERSION = 1
-"""Raise it when any pixel changes."""
+"""Increment it when any pixel changes."""
 
 SIDE = 64
 CHUNK = 50

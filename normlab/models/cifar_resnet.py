@@ -35,7 +35,7 @@ class CifarTrunk(nn.Module):
 
 
 class CifarFcnTrunk(CifarTrunk):
-    """The trunk for segmentation: the first convolution has stride 2, since pictures are larger.
+    """The trunk for segmentation: the first convolution has stride 2, for larger pictures.
 
     output_stride 8: strides 2, 1, 2, 2. output_stride 4: strides 2, 1, 2, 1, the last stage dilated by 2.
     Shape: images (B, 3, H, W) -> {"aux": (B, 2 width, H/4, W/4), "out": (B, 4 width, H/s, W/s)}, rounded up.

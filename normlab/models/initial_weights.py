@@ -40,7 +40,7 @@ def load_initial_weights(model: nn.Module, cfg: ModelConfig, num_classes: int) -
     own initial values if the file's has other classes or is missing, and so do running statistics, which a
     norm may not have had. Returns a sentence that says what was loaded, which layers only the file has (the model
     may be smaller), and which layers are new.
-    Raises: ConfigError if the file cannot be read, or naming the first weight of the trunk that it lacks.
+    Raises: ConfigError if the file cannot be read, or lacks weights of the trunk, naming the first.
     """
     assert cfg.init_from is not None
     path = weights_path(cfg.init_from)

@@ -1,4 +1,4 @@
-"""Norms with statistics of a single sample, as layers where torch's own do not suffice; and no norm at all."""
+"""Norms with per-sample statistics, as our own layers where torch's do not suffice; and no norm at all."""
 
 from typing import Any
 

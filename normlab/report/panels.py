@@ -162,7 +162,7 @@ def _draw_across(panel: Axes, cell: Cell, scale: Scale) -> None:
 def _draw_estimate(
     panel: Axes, where: float, found: Estimate, scale: Scale, style: Style, limits: tuple[float, float] | None
 ) -> None:
-    """Hollow if a single seed gives no interval; with an arrow if the interval goes on beyond the limits."""
+    """Hollow if a single seed gives no interval; with an arrow if the interval extends beyond the limits."""
     single = found.n == 1
     ends = sorted((scale.of(found.low), scale.of(found.high)))
     if limits is not None and not single:

@@ -89,7 +89,7 @@ def with_p_values(differences: Sequence[Estimate]) -> list[Difference]:
 
 
 def _p_value(difference: Estimate) -> float:
-    """2 P(T > |mean| / (s / sqrt(n))), with T Student's with n - 1 degrees of freedom."""
+    """2 P(T > |mean| / (s / sqrt(n))), with Student's T of n - 1 degrees of freedom."""
     if difference.n < 2:
         return math.nan
     if difference.mean == 0:  # also if all seeds agree
