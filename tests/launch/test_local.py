@@ -62,7 +62,7 @@ def test_ranks_that_do_not_leave_in_time_are_killed_and_none_is_left(start):
     here, there = FORK.Pipe()
     ranks = [start(time.sleep, 1000), _ended(start(os._exit, 3)), start(_deaf, there), FORK.Process(target=_deaf)]
     here.recv()
-    _end(ranks, signal.SIGTERM, 0.2)
+    _end(ranks, signal.SIGTERM, 1.0)
     assert [rank.exitcode for rank in ranks] == [-signal.SIGTERM, 3, -signal.SIGKILL, None]
 
 

@@ -1,6 +1,7 @@
 """Signals and output of one process."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -55,6 +56,7 @@ class Told(Exception):
 def test_a_second_stop_signal_is_not_waited_with_but_a_repeated_one_is_one(handler_of, monkeypatch):
     ended: list[int] = []
     handler_of(signal.SIGTERM, lambda number, frame: ended.append(number))
+    monkeypatch.setattr(process, "REPEATED_WITHIN_S", math.inf)  # however long this process is made to wait
     with stop_signals_raise(Told):
         with pytest.raises(Told):
             signal.raise_signal(signal.SIGTERM)
@@ -98,6 +100,7 @@ def test_what_is_printed_is_out_at_once_also_without_pythons_buffers():
 def test_a_second_signal_ends_who_waits_for_jobs_that_hang(handler_of, monkeypatch):
     ended: list[int] = []
     handler_of(signal.SIGTERM, lambda number, frame: ended.append(number))
+    monkeypatch.setattr(process, "REPEATED_WITHIN_S", math.inf)
     with StopSignal(second_ends=True) as stop_signal:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # one order that came twice
