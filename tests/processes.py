@@ -56,9 +56,10 @@ class Job:
 
     def kill(self) -> None:
         """End whatever is left."""
-        for pid in [self.process.pid, *descendants(self.process.pid)]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        if self.process.returncode is None:  # else its id may be another process's by now
+            for pid in [self.process.pid, *descendants(self.process.pid)]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         if self.process.returncode is None or not self.process.stdout.closed:
             self.process.communicate()
 
@@ -86,14 +87,19 @@ def descendants(pid: int) -> list[int]:
     return [int(c) for c in children] + [d for c in children for d in descendants(int(c))]
 
 
+def read_proc(pid: int, name: str) -> str:
+    """A file of /proc about a process; empty if it has ended, also while it is read."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes().decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def alive(pid: int) -> bool:
     return born(pid) is not None
 
 
 def born(pid: int) -> int | None:
     """When a living process started, in clock ticks since boot: with its id, the only one of all time."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except (FileNotFoundError, ProcessLookupError):  # gone before, or while it is read
-        return None
+    state, *fields = read_proc(pid, "stat").rpartition(")")[2].split() or "Z"
     return None if state == "Z" else int(fields[18])

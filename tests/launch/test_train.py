@@ -12,7 +12,7 @@ import torch
 from normlab import checkpoint
 from normlab.data.order import epoch_order
 from tests.data.jpeg_files import write_folder
-from tests.processes import LONG, PATIENCE_S, ROOT, TINY, TRAIN, Job, alive, descendants, until
+from tests.processes import LONG, PATIENCE_S, ROOT, TINY, TRAIN, Job, alive, descendants, read_proc, until
 
 
 def train(folder: Path, *overrides: str) -> tuple[int, str, str]:
@@ -139,7 +139,7 @@ def test_ctrl_c_during_the_imports_is_no_traceback(imported, options, start, tmp
 
     def importing() -> bool:
         everyone = [job.process.pid, *descendants(job.process.pid)]
-        return any(imported in Path(f"/proc/{pid}/maps").read_text() for pid in everyone)
+        return any(imported in read_proc(pid, "maps") for pid in everyone)
 
     until(importing)
     os.killpg(job.process.pid, signal.SIGINT)  # as a terminal does
@@ -163,7 +163,9 @@ def test_a_rank_that_is_killed_takes_the_others_with_it_and_is_recorded_as_the_c
     job = start(TRAIN, *LONG, "world_size=2", f"norm={norm}")
     job.wait_for_step(3)
     everyone = job.ranks()
-    rank_processes = [pid for pid in everyone if "forkserver" in cmdline(pid) and len(descendants(pid)) == 0]
+    rank_processes = [
+        pid for pid in everyone if "forkserver" in read_proc(pid, "cmdline") and len(descendants(pid)) == 0
+    ]
     os.kill(rank_processes[-1], signal.SIGKILL)
     code, _, err = job.end()
     assert code == 1, err
@@ -172,10 +174,6 @@ def test_a_rank_that_is_killed_takes_the_others_with_it_and_is_recorded_as_the_c
     result = result_in(tmp_path)
     assert (result["status"], result["error"]) == ("failed", killed)
     until(lambda: not any(map(alive, everyone)))
-
-
-def cmdline(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().decode().replace("\0", " ")
 
 
 @pytest.mark.parametrize("launcher", ["train.py", "torchrun"])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.processes import read_proc
 from tests.slurm.cluster import processes_of, until
 from tests.slurm.sweeps import ROOT
 
@@ -23,14 +24,7 @@ def test_a_session_that_is_killed_leaves_no_daemon_and_no_job(cluster):
     """`cluster` says whether there can be one here; the one that is killed is another."""
     with subprocess.Popen([sys.executable, "-c", SESSION], cwd=ROOT, stdout=subprocess.PIPE, text=True) as session:
         home = session.stdout.readline().strip()
-        until(lambda: any(b"sleep" in name(pid) for pid in processes_of(home)), "the job")
+        until(lambda: any("sleep" in read_proc(pid, "comm") for pid in processes_of(home)), "the job")
         os.kill(session.pid, signal.SIGKILL)
     until(lambda: not processes_of(home), "the end of its processes")
     until(lambda: not Path(home).exists(), "the end of its directory")
-
-
-def name(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/comm").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):  # gone before, or while it is read
-        return b""
