@@ -1,9 +1,8 @@
 import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -86,30 +85,27 @@ def browser():
 
 
 @pytest.fixture(scope="session")
-def start_tensorboard():
-    """start_tensorboard(logdir) -> the address of a real TensorBoard that shows it."""
+def start_tensorboard(tmp_path_factory):
+    """start_tensorboard(logdir) -> the address of a real TensorBoard that has read all that is there."""
     servers = []
 
     def start(logdir: Path) -> str:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port", str(port)]
-        # --load_fast=false: the event files are read in this process, so nothing is left when it ends.
-        command += ["--host", "127.0.0.1", "--reload_interval", "1", "--load_fast", "false"]
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        log = tmp_path_factory.mktemp("tensorboard") / "log.txt"
+        command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir)]
+        command += ["--host", "127.0.0.1", "--port", "0"]
+        # --load_fast=false: the event files are read in this process, so nothing is left when it ends. It answers
+        # once it has read them: while it reads, it shows runs without their points.
+        command += ["--load_fast", "false", "--reload_task", "blocking", "--reload_interval", "0"]
+        with log.open("wb") as out:
+            server = subprocess.Popen(command, stdout=out, stderr=out)
         servers.append(server)
-        address = f"http://127.0.0.1:{port}"
 
-        def answers() -> bool:
-            assert server.poll() is None, "TensorBoard ended"
-            try:
-                return urllib.request.urlopen(address, timeout=5).status == 200
-            except OSError:
-                return False
+        def address() -> re.Match[str] | None:
+            assert server.poll() is None, log.read_text()
+            return re.search(r" at (http://127\.0\.0\.1:\d+)/", log.read_text())
 
-        until(answers)
-        return address
+        until(address)
+        return address()[1]
 
     yield start
     for server in servers:

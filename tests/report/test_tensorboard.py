@@ -12,7 +12,6 @@ from normlab.report.__main__ import main
 from normlab.report.comparison import write_comparison
 from normlab.report.reading import read
 from normlab.report.study import Study
-from tests.processes import until
 from tests.report.made import make_run
 
 PATIENCE_S = 60
@@ -53,14 +52,15 @@ def reported(trained, tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(reported, start_tensorboard):
     board = TensorBoard(start_tensorboard(reported))
-    until(lambda: "comparison/gn" in board.get("runs") and len(board.get("runs")) == 22)
+    assert "comparison/gn" in board.get("runs")
+    assert len(board.get("runs")) == 22
     return board
 
 
 @pytest.fixture(scope="module")
 def comparison(reported, start_tensorboard):
     board = TensorBoard(start_tensorboard(reported / "comparison"))
-    until(lambda: len(board.get("runs")) == 13)  # the folder itself, two norms, ten runs' hparams
+    assert len(board.get("runs")) == 13  # the folder itself, two norms, ten runs' hparams
     return board
 
 
