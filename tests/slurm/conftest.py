@@ -14,20 +14,31 @@ def start(*, accounting: bool):
         pytest.skip(message)
     cluster = Cluster(accounting=accounting)
     yield cluster
-    cluster.cancel_all()
     cluster.stop()
 
 
 @pytest.fixture(scope="session")
-def cluster():
-    """Two nodes with accounting."""
+def session_cluster():
     yield from start(accounting=True)
 
 
 @pytest.fixture(scope="session")
-def cluster_without_accounting():
-    """Two nodes, and no sacct that knows anything."""
+def session_cluster_without_accounting():
     yield from start(accounting=False)
+
+
+@pytest.fixture
+def cluster(session_cluster):
+    """Two nodes with accounting, and no job."""
+    yield session_cluster
+    session_cluster.cancel_all()
+
+
+@pytest.fixture
+def cluster_without_accounting(session_cluster_without_accounting):
+    """Two nodes, no sacct that knows anything, and no job."""
+    yield session_cluster_without_accounting
+    session_cluster_without_accounting.cancel_all()
 
 
 @pytest.fixture

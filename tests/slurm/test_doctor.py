@@ -17,7 +17,6 @@ def on_cluster(cluster, output_dir, *settings):
 
 
 def test_a_healthy_cluster_can_run_sweeps(cluster, tmp_path):
-    cluster.wait_until_idle()
     done = on_cluster(cluster, tmp_path / "runs", "cpus_per_task=1")
     assert done.returncode == 0, done.stdout + done.stderr
     for line in (
@@ -33,7 +32,6 @@ def test_a_healthy_cluster_can_run_sweeps(cluster, tmp_path):
 
 
 def test_a_job_that_ends_early_is_told_with_its_last_words(cluster, tmp_path):
-    cluster.wait_until_idle()
     done = on_cluster(
         cluster, tmp_path / "runs", "cpus_per_task=1", "setup=['echo error: no module cuda >&2; exit 1']"
     )
