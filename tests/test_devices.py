@@ -1,7 +1,5 @@
 """Which device a rank computes on, where torch sees GPUs that are not there."""
 
-import os
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -121,8 +119,9 @@ def joining(number, port, device, uuids):
     dist.barrier()  # none may leave the group while another still joins it
     dist.destroy_process_group()
     place = {"RANK": number, "WORLD_SIZE": 2, "LOCAL_RANK": number, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ |= {key: str(value) for key, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
     with pytest.MonkeyPatch.context() as patch:
+        for key, value in (place | {"MASTER_ADDR": "127.0.0.1"}).items():
+            patch.setenv(key, str(value))
         see(patch, uuids[number])
         patch.setattr(distributed, "_init", lambda *args: None)
         try:

@@ -1,7 +1,5 @@
 """What a rank does before it trains, and in which order."""
 
-import os
-
 import pytest
 import torch.distributed as dist
 
@@ -43,7 +41,6 @@ def joining(number, port, mistake_on):
     dist.barrier()  # none may leave the group while another still joins it
     dist.destroy_process_group()
     place = {"RANK": number, "WORLD_SIZE": 3, "LOCAL_RANK": number, "LOCAL_WORLD_SIZE": 3, "MASTER_PORT": port}
-    os.environ |= {key: str(value) for key, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
 
     def prepare():
         assert not dist.is_initialized()  # no collective can end at its timeout
@@ -53,12 +50,15 @@ def joining(number, port, mistake_on):
             raise MemoryError
         return f"data of rank {number}"
 
-    try:
-        ranks, prepared = distributed.join(Device.cpu, prepare)
-    except ConfigError as error:
-        return str(error)
-    except MemoryError:
-        return "left"
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in (place | {"MASTER_ADDR": "127.0.0.1"}).items():
+            patch.setenv(key, str(value))
+        try:
+            ranks, prepared = distributed.join(Device.cpu, prepare)
+        except ConfigError as error:
+            return str(error)
+        except MemoryError:
+            return "left"
     return prepared, ranks.gather(distributed.torch.tensor([ranks.rank])).flatten().tolist()
 
 
