@@ -83,8 +83,9 @@ class Swept:
         """Remember what is to be seen just now. Returns how many runs have finished."""
         self.everyone.update((pid, started) for pid in (sweep, *descendants(sweep)) if (started := born(pid)))
         for path in self.folder.glob("runs/soak/*/result.json"):
-            if path not in self.first_results and json.loads(path.read_text())["status"] == "finished":
-                self.first_results[path] = _identity(path)
+            with suppress(FileNotFoundError):  # a failed run is trained again
+                if path not in self.first_results and json.loads(path.read_text())["status"] == "finished":
+                    self.first_results[path] = _identity(path)
         with suppress(FileNotFoundError, ProcessLookupError):
             status = Path(f"/proc/{sweep}/status").read_text()
             if "VmRSS:" in status:
@@ -161,7 +162,8 @@ class Swept:
 
     def sample(self, part: float) -> Sample:
         """When that part of the runs had finished; the largest, since a sweep that has just begun is small."""
-        ended = next(sample.ended for sample in self.samples if sample.ended >= int(part * self.runs))
+        most = max(sample.ended for sample in self.samples)  # the sweep may end before the last are seen
+        ended = next(sample.ended for sample in self.samples if sample.ended >= min(int(part * self.runs), most))
         return max((sample for sample in self.samples if sample.ended == ended), key=lambda sample: sample.rss_mb)
 
     def growth_mb(self) -> float:
