@@ -71,7 +71,7 @@ def rank_environment(env: Mapping[str, str]) -> dict[str, str] | None:
             "MASTER_ADDR": env.get("MASTER_ADDR") or _first_host(env["SLURM_STEP_NODELIST"]),
             # Steps of one job may run side by side, so the port depends on both numbers.
             "MASTER_PORT": env.get("MASTER_PORT")
-            or str(20000 + (int(env["SLURM_JOB_ID"]) * 7 + int(env["SLURM_STEP_ID"])) % 20000),
+            or _port(int(env["SLURM_JOB_ID"]) * 7 + int(env["SLURM_STEP_ID"])),
         }
     if int(env.get("SUBMITIT_LOCAL_NTASKS", 1)) > 1:  # submitit's local executor: tasks on this machine
         return {
@@ -80,9 +80,14 @@ def rank_environment(env: Mapping[str, str]) -> dict[str, str] | None:
             "LOCAL_RANK": env["SUBMITIT_LOCAL_LOCALID"],
             "LOCAL_WORLD_SIZE": env["SUBMITIT_LOCAL_NTASKS"],
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(20000 + int(env["SUBMITIT_LOCAL_JOB_ID"]) % 20000),
+            "MASTER_PORT": _port(int(env["SUBMITIT_LOCAL_JOB_ID"])),
         }
     return None
+
+
+def _port(number: int) -> str:
+    """A port for ranks to meet at, below those that Linux gives to outgoing connections (32768 and more)."""
+    return str(20000 + number % 12000)
 
 
 def _tasks_on_this_node(env: SlurmEnvironment) -> int:

@@ -63,6 +63,12 @@ def test_tasks_of_a_slurm_step_join():
     }
 
 
+def test_steps_meet_at_ports_that_the_kernel_gives_to_no_connection():
+    ports = {int(rank_environment({**SRUN, "SLURM_JOB_ID": str(job)})["MASTER_PORT"]) for job in range(3000)}
+    assert len(ports) == 3000
+    assert all(20_000 <= port < 32_768 for port in ports)
+
+
 def test_the_last_node_of_a_step_may_have_fewer_tasks():
     assert rank_environment({**SRUN, "SLURM_NODEID": "2", "SLURM_LOCALID": "0"})["LOCAL_WORLD_SIZE"] == "1"
 

@@ -247,7 +247,7 @@ TORCHRUN = """\
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+export MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
 srun --kill-on-bad-exit=1 bash -c '{torchrun} --nnodes=2 --nproc-per-node=1 --node-rank=$SLURM_NODEID \\
     --master-addr=$MASTER_ADDR --master-port=$MASTER_PORT {train}'
 """
