@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -65,8 +66,8 @@ def test_composing_leaves_nothing_behind_but_the_run(started):
     assert names == {"config", "metrics", "norms", "events", "checkpoint", "result", "lock"}
 
 
-def test_torchrun_joins_the_same_run_which_has_ended_and_trains_it_alike_when_told(started):
-    folder, _ = started
+def test_torchrun_joins_the_same_run_which_has_ended_and_trains_it_alike_when_told(started, tmp_path):
+    folder = shutil.copytree(started[0], tmp_path / "started")
     before = state_in(folder)["model"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", TRAIN]
     code, out, err = Job(folder, *torchrun, *TINY, "norm=syncbn", "epochs=2").end()
