@@ -16,7 +16,7 @@ TRAIN = str(ROOT / "train.py")
 TINY = ["data.num_train=96", "data.num_test=50", "eval_batch_size=16", "eval_train_samples=20", "log_every=1"]
 TINY += ["diagnostics_samples=20"]
 LONG = [*TINY, "epochs=1000", "checkpoint_every_s=0", "batch_size=4", "progress=false"]
-PATIENCE_S = 120
+PATIENCE_S = 300
 """How long a condition may take to come true before a test fails; none waits for time to pass."""
 
 
