@@ -20,8 +20,6 @@ from normlab.atomic import atomic_write
 from normlab.config import ConfigError
 
 FORMAT = 2
-HOLDS = "it holds a "
-"""How the reason begins if a file is intact, but has an object of a class that is never unpickled."""
 FIX = "delete it, or start over with rerun=true"
 
 
@@ -31,6 +29,10 @@ class Damaged(ConfigError):
     def __init__(self, path: Path, reason: str, fix: str = FIX) -> None:
         super().__init__(f"{path} is damaged ({reason}); {fix}.")
         self.reason = reason
+
+
+class Unpicklable(Damaged):
+    """An intact file that holds an object of a class that is never unpickled."""
 
 
 def former(path: Path) -> Path:
@@ -132,9 +134,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         state = _verified(path, "choose another model.init_from")
-    except Damaged as error:
-        if not error.reason.startswith(HOLDS):
-            raise
+    except Unpicklable as error:
         raise ConfigError(
             f"{path}: {error.reason}, which is not unpickled, since that may run any code; save the model's "
             "state_dict() alone, or choose another model.init_from."
@@ -160,7 +160,7 @@ def _verified(path: Path, fix: str) -> Any:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); {fix}.") from None
     except (pickle.UnpicklingError, SafetensorError) as error:
         if other := re.search(r"GLOBAL (\S+) was not an allowed global", str(error)):
-            raise Damaged(path, f"{HOLDS}{other[1]}", fix) from None
+            raise Unpicklable(path, f"it holds a {other[1]}", fix) from None
         raise Damaged(path, next(iter(str(error).splitlines()), type(error).__name__), fix) from None
     if not isinstance(state, dict):
         raise ConfigError(f"{path} holds a {type(state).__name__}, not a dict of weights; {fix}.")
