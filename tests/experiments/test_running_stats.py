@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from experiments.claims import CLAIMS, judge
-from experiments.running_stats import main
+from experiments.claims import CLAIMS, HERE, judge
+from experiments.running_stats import main, table
 from tests.runs import EXACT, run_training
 
 BN = [*EXACT, "norm=bn", "virtual_ranks=4", "epochs=1", "diagnostics=false", "data.val_fraction=0.2"]
@@ -39,3 +39,10 @@ def test_a_folder_without_runs_of_bn_is_refused(tmp_path, capsys):
         main([str(tmp_path)])
     assert stop.value.code == 2
     assert "holds no finished run of bn with a checkpoint" in capsys.readouterr().err
+
+
+def test_the_published_table_is_that_of_the_results():
+    folder = HERE / "running_stats"
+    made = table(pd.read_csv(folder / "results.csv"))
+    assert made in (folder / "README.md").read_text()
+    assert made.splitlines()[2].startswith("| 2 | 0.6691 ± ")
